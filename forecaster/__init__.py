@@ -1,0 +1,1 @@
+"""forecaster: a fold over the tick log, with a recurrent network inside."""

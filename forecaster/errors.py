@@ -1,0 +1,47 @@
+"""The exceptions of forecaster, split by whose fault it is.
+
+    ForecasterError
+    ├── ConfigError        ours to mend: the configuration, or what it names
+    ├── DataError          theirs: a file or record that cannot be used
+    ├── BrokerError        the broker is away or refuses
+    │   └── FencedError    another instance took over this one's identity
+    └── BugError           a law of the program was broken: please report it
+
+Expected outcomes (a late tick, a candidate that is not good enough) are values, never exceptions.
+"""
+
+
+class ForecasterError(Exception):
+    """Something that an operator should read. `exit_code` is what the process ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(ForecasterError):
+    """The configuration cannot be used; the message lists every problem with key, value and mend."""
+
+    exit_code = 2
+
+
+class DataError(ForecasterError):
+    """A file or a record cannot be used; the message names it and says what was expected."""
+
+    exit_code = 3
+
+
+class BrokerError(ForecasterError):
+    """The broker cannot be reached or refuses what was asked."""
+
+    exit_code = 4
+
+
+class FencedError(BrokerError):
+    """Another instance uses the same identity; this one has to stop."""
+
+    exit_code = 5
+
+
+class BugError(ForecasterError):
+    """A law of the program was broken."""
+
+    exit_code = 70
