@@ -1,0 +1,29 @@
+"""Topics in and out, transactions and commits: the only package that imports kafka-python.
+
+Here only what costs nothing to import; the rest by its file:
+
+    spec         how to reach the broker; names of the topics
+    record       a record, and what happens to partitions
+    client       specs -> keywords of the client; its errors -> ours
+    source       ticks in: a member of the group
+    sink         messages out, bounded, acknowledged
+    delivery     at least once: commit only what was acknowledged
+    transaction  exactly once: messages and offsets in one transaction
+    log          reads any slice of any topic, without a group
+    admin        creates and checks topics
+"""
+
+from forecaster.shell.kafka.record import Assigned, Change, Lost, Moved, MoveReason, Record, Revoked
+from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
+
+__all__ = [
+    "Assigned",
+    "Change",
+    "KafkaSpec",
+    "Lost",
+    "MoveReason",
+    "Moved",
+    "Record",
+    "Revoked",
+    "TopicsSpec",
+]
