@@ -1,0 +1,28 @@
+"""What this process may use: the machine's memory and cores, or less where its cgroup says so."""
+
+from pathlib import Path
+
+import psutil
+
+
+def memory_limit_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """The smaller of the machine's memory and the cgroup's limit (v2, then v1)."""
+    limits = [psutil.virtual_memory().total]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        words = _read(cgroup / name).split()
+        limits += [int(word) for word in words if word.isdigit()]
+    return min(limits)
+
+
+def cpu_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
+    """The cores that this process may use: those it may run on, or less by the cgroup's quota (v2)."""
+    cores = float(len(psutil.Process().cpu_affinity() or ()) or psutil.cpu_count() or 1)
+    quota, _, period = _read(cgroup / "cpu.max").partition(" ")
+    return min(cores, int(quota) / int(period)) if quota.isdigit() else cores
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:
+        return ""
