@@ -1,0 +1,207 @@
+"""The recurrent network and its quantile head, as pure functions of a flat dictionary of parameters.
+
+In come the inputs of `features`; out go quantiles of the next `horizon` values, relative to the last value and in
+units of the running scale. The carry is one flat vector a series and is opaque outside this file (its layout differs
+between the cells). The only file that imports flax: modules are NNX, split once and run under plain `jax.jit`.
+"""
+
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+from pydantic import Field, field_validator, model_validator
+
+from forecaster.core import features
+from forecaster.core.spec import Spec
+
+LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+Params = dict[str, Array]
+
+
+class ModelSpec(Spec):
+    """Shape of the network and of what it forecasts."""
+
+    cell: Literal["gru", "lstm", "rnn"] = Field("gru", description="Recurrent cell.")
+    hidden: int = Field(64, ge=1, le=1024, description="Units of each recurrent layer.")
+    layers: int = Field(1, ge=1, le=4, description="Recurrent layers, stacked.")
+    dropout: float = Field(
+        0.1, ge=0.0, lt=1.0, description="Share of a layer's outputs dropped while training."
+    )
+    context_length: int = Field(
+        128, ge=8, le=1024, description="Steps of the window from which a carry is warmed up again."
+    )
+    warm_up: int = Field(24, ge=2, description="Steps before a series is forecast with the network.")
+    horizon: int = Field(12, ge=1, le=64, description="Number of steps ahead.")
+    levels: tuple[float, ...] = Field(LEVELS, description="Quantile levels, increasing, with 0.5 among them.")
+
+    @field_validator("levels")
+    @classmethod
+    def _increasing(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < q < 1 for q in levels) or list(levels) != sorted(set(levels)) or 0.5 not in levels:
+            raise ValueError("levels must increase within (0, 1) and contain 0.5")
+        return levels
+
+    @model_validator(mode="after")
+    def _warm_up_fits(self) -> "ModelSpec":
+        if self.warm_up > self.context_length:
+            raise ValueError("warm_up cannot be longer than context_length")
+        return self
+
+    @property
+    def median(self) -> int:
+        """Index of the level 0.5."""
+        return self.levels.index(0.5)
+
+    @property
+    def carry_size(self) -> int:
+        """Floats of carry a series."""
+        return self.hidden * self.layers * (2 if self.cell == "lstm" else 1)
+
+
+class Card(Spec):
+    """Where a model comes from: enough to make it again from the log."""
+
+    version: str = ""
+    parent: str = ""
+    created_s: float = 0.0
+    seed: int = 0
+    steps_taken: int = 0
+    offsets: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    scores: dict[str, dict[str, float]] = Field(default_factory=dict)
+    notes: dict[str, str] = Field(default_factory=dict)
+
+
+class Model(NamedTuple):
+    """A network ready to serve: what it looks like, its parameters, and the season lengths found in its history."""
+
+    spec: ModelSpec
+    params: Params
+    periods: Array  # int32 (features.SEASONS,), steps; 0: none
+    card: Card
+
+    @property
+    def version(self) -> str:
+        """The name under which the models topic keeps it."""
+        return self.card.version
+
+
+class Network(nnx.Module):
+    """Stacked cells, then a head over the last layer's output and the direct inputs."""
+
+    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs) -> None:
+        make: Any = {"gru": nnx.GRUCell, "lstm": nnx.OptimizedLSTMCell, "rnn": nnx.SimpleCell}[spec.cell]
+        sizes = [features.RECURRENT] + [spec.hidden] * (spec.layers - 1)
+        self.cells = nnx.List([make(size, spec.hidden, rngs=rngs) for size in sizes])
+        direct = features.direct_size(spec.horizon) + features.RECURRENT
+        out = spec.horizon * len(spec.levels)
+        small = nnx.initializers.normal(1e-2)
+        self.blend = nnx.Linear(spec.hidden + direct, spec.hidden, rngs=rngs)
+        self.out = nnx.Linear(spec.hidden, out, kernel_init=small, rngs=rngs)
+        self.skip = nnx.Linear(direct, spec.horizon, use_bias=False, kernel_init=small, rngs=rngs)
+
+
+@lru_cache
+def _graph(spec: ModelSpec) -> Any:
+    return nnx.split(nnx.eval_shape(lambda: Network(spec, nnx.Rngs(0))))[0]
+
+
+def _network(spec: ModelSpec, params: Params) -> Network:
+    """The module with these parameters; built while tracing only, it costs nothing in a compiled program."""
+    paths = ((tuple(int(part) if part.isdigit() else part for part in name.split(".")), p) for name, p in params.items())
+    return nnx.merge(_graph(spec), nnx.State.from_flat_path({path: nnx.Param(p) for path, p in paths}))
+
+
+def init(spec: ModelSpec, seed: int) -> Params:
+    """Fresh parameters by name."""
+    state = nnx.split(Network(spec, nnx.Rngs(seed)))[1]
+    return {".".join(map(str, path)): p.get_value() for path, p in state.flat_state()}
+
+
+def untrained(spec: ModelSpec) -> Model:
+    """A model that says nothing: what serves until the first one is trained (version "")."""
+    params = {name: jnp.zeros_like(p) for name, p in init(spec, 0).items()}
+    return Model(spec, params, jnp.zeros(features.SEASONS, jnp.int32), Card())
+
+
+def initial_carry(spec: ModelSpec, batch: int) -> Float[Array, "batch unit"]:
+    """The carry of a series that has seen nothing."""
+    return jnp.zeros((batch, spec.carry_size), jnp.float32)
+
+
+def _unpack(spec: ModelSpec, carry: Array) -> list[Any]:
+    parts = jnp.split(carry, carry.shape[-1] // spec.hidden, axis=-1)
+    return list(zip(parts[::2], parts[1::2], strict=True)) if spec.cell == "lstm" else parts
+
+
+def _pack(carries: list[Any]) -> Array:
+    return jnp.concatenate(jax.tree.leaves(carries), axis=-1)
+
+
+def step(
+    spec: ModelSpec, params: Params, carry: Float[Array, "batch unit"], x: Float[Array, "batch feature"]
+) -> tuple[Float[Array, "batch unit"], Float[Array, "batch hidden"]]:
+    """Advance the carry by one step; also the last layer's output, which the head reads."""
+    net, carries, y = _network(spec, params), _unpack(spec, carry), x
+    for i, cell in enumerate(net.cells):
+        carries[i], y = cell(carries[i], y)
+    return _pack(carries), y
+
+
+def unroll(
+    spec: ModelSpec,
+    params: Params,
+    carry: Float[Array, "batch unit"],
+    xs: Float[Array, "batch time feature"],
+    mask: Array | None = None,
+    key: Array | None = None,
+) -> tuple[Float[Array, "batch unit"], Float[Array, "batch time hidden"]]:
+    """Advance over `time` steps; steps that `mask` (batch, time) leaves out do not touch the carry.
+
+    With a `key`, outputs between and after the layers are dropped out, never the recurrent path
+    (Zaremba et al. 2014, arXiv:1409.2329).
+    """
+    net, carries, ys = _network(spec, params), _unpack(spec, carry), jnp.swapaxes(xs, 0, 1)
+    kept = jnp.ones(ys.shape[:2], bool) if mask is None else jnp.swapaxes(mask, 0, 1)
+    for i, cell in enumerate(net.cells):
+
+        def advance(c: Any, item: tuple[Array, Array], cell: Any = cell) -> tuple[Any, Array]:
+            y, keep = item
+            moved, out = cell(c, y)
+            return jax.tree.map(lambda new, old: jnp.where(keep[:, None], new, old), moved, c), out
+
+        carries[i], ys = jax.lax.scan(advance, carries[i], (ys, kept))
+        if key is not None and spec.dropout > 0:
+            keep = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - spec.dropout, ys.shape)
+            ys = jnp.where(keep, ys / (1 - spec.dropout), 0.0)
+    return _pack(carries), jnp.swapaxes(ys, 0, 1)
+
+
+def head(
+    spec: ModelSpec, params: Params, y: Float[Array, "*batch hidden"], x: Array, direct: Array
+) -> Float[Array, "*batch horizon level"]:
+    """Quantiles of each step ahead, increasing by construction: a median, and positive distances outward."""
+    net = _network(spec, params)
+    seen = jnp.concatenate([x, direct], axis=-1)
+    hidden = nnx.silu(net.blend(jnp.concatenate([y, seen], axis=-1)))
+    out = net.out(hidden).reshape(*y.shape[:-1], spec.horizon, len(spec.levels))
+    m = spec.median
+    median = out[..., m : m + 1] + net.skip(seen)[..., None]
+    gaps = nnx.softplus(out)
+    below = jnp.flip(jnp.cumsum(jnp.flip(gaps[..., :m], -1), -1), -1)
+    above = jnp.cumsum(gaps[..., m + 1 :], -1)
+    return jnp.concatenate([median - below, median, median + above], axis=-1)
+
+
+def shape_head(spec: ModelSpec, params: Params, quantiles: np.ndarray) -> Params:
+    """Parameters whose head starts from these `quantiles` (horizon, level) wherever the inputs say nothing."""
+    m = spec.median
+    gaps = np.maximum(np.abs(np.diff(quantiles, axis=1)), 1e-3)
+    raw = np.log(np.expm1(gaps))  # inverse of softplus
+    bias = np.concatenate([raw[:, :m], quantiles[:, m : m + 1], raw[:, m:]], axis=1)
+    return params | {"out.bias": jnp.asarray(bias.reshape(-1), jnp.float32)}
