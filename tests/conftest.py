@@ -1,0 +1,65 @@
+"""What holds for every test: the CPU, strict shapes, a clean environment, Kafka where it is asked for, no skips in CI.
+
+Tests run in random order, each with its seeds set anew (pytest-randomly). `FORECASTER_TEST_KAFKA=host:port` points
+the broker tests at a broker that is already there; `CI` or `FORECASTER_NO_SKIP` turns every skip into a failure.
+"""
+
+import os
+from collections.abc import Generator, Iterator
+from typing import TypeVar
+
+import pytest
+
+TEST_KAFKA = os.environ.get("FORECASTER_TEST_KAFKA")
+NO_SKIP = bool(os.environ.get("CI") or os.environ.get("FORECASTER_NO_SKIP"))
+
+for name in [name for name in os.environ if name.startswith("FORECASTER_")]:
+    del os.environ[name]  # the developer's own settings are none of the tests' business
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+@pytest.fixture(scope="session")
+def kafka_jars() -> None:
+    """For tests that start a `Cluster` of their own: skips them where Kafka cannot be run."""
+    from tests.apache_kafka import Unavailable, find_classpath
+
+    try:
+        find_classpath()
+    except Unavailable as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def kafka(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Bootstrap servers of an Apache Kafka that all tests of the session share; use topic names of your own."""
+    if TEST_KAFKA:
+        yield TEST_KAFKA
+        return
+    request.getfixturevalue("kafka_jars")
+    from tests.apache_kafka import Cluster
+
+    with Cluster() as cluster:
+        yield cluster.bootstrap_servers
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Judge the skips of tests and fixtures."""
+    return _judged((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Judge the skips of whole modules."""
+    return _judged((yield))
+
+
+def _judged(report: Report) -> Report:
+    """A skip where none is allowed becomes a failure; expected failures (xfail) are none of it."""
+    if NO_SKIP and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which is a failure here: {report.longrepr}"
+    return report
