@@ -1,4 +1,4 @@
-"""Apache Kafka itself on loopback, for tests and benchmarks: one broker or a cluster, KRaft, from Maven's jars.
+"""Apache Kafka itself on loopback, for tests and benchmarks: one broker or a cluster, KRaft, Maven's jars.
 
 In a test, ask for the session's broker (its address is a string) and use topic names of your own:
 
@@ -17,9 +17,10 @@ By hand, or for a benchmark, it runs until Ctrl-C and prints the address as its 
 
     python -m tests.apache_kafka [--nodes N] [--port PORT]
 
-Needs `java` (17 or newer) and, the first time, `mvn`: the jars of tests/broker/pom.xml are copied into .cache/kafka/,
-once for each content of that file, also when several runs race. `Unavailable` says what is missing. Brokers end
-with the process that started them, even when it is killed. Nothing of forecaster may be imported here.
+Needs `java` (17 or newer) and, the first time, `mvn`: the jars of tests/broker/pom.xml are copied into
+.cache/kafka/, once for each content of that file, also when several runs race. `KafkaMissingError` says what
+is missing. Brokers end with the process that started them, even when it is killed. Nothing of forecaster may
+be imported here.
 """
 
 import argparse
@@ -72,7 +73,7 @@ COMMON = {
 }
 
 
-class Unavailable(Exception):
+class KafkaMissingError(Exception):
     """Kafka cannot be run on this machine; the message says what is missing."""
 
 
@@ -112,7 +113,7 @@ class Broker:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C at the terminal is for the test runner, which stops us in order
+                start_new_session=True,  # Ctrl-C at the terminal is for the runner, which stops us in order
             )
 
     def start(self) -> None:
@@ -245,13 +246,15 @@ class Cluster:
 
 
 def find_classpath() -> str:
-    """Kafka's jars as a Java class path, fetched by Maven when they are not there yet. Raises `Unavailable`."""
+    """Kafka's jars as a Java class path, fetched by Maven once. Raises `KafkaMissingError`."""
     if shutil.which("java") is None:
-        raise Unavailable("Apache Kafka needs java, version 17 or newer, which is not on PATH")
+        raise KafkaMissingError("Apache Kafka needs java, version 17 or newer, which is not on PATH")
     jars = CACHE / hashlib.sha256(POM.read_bytes()).hexdigest()[:16]
     if not jars.is_dir():
         if shutil.which("mvn") is None:
-            raise Unavailable("the jars of Apache Kafka are fetched by mvn (Maven), which is not on PATH")
+            raise KafkaMissingError(
+                "the jars of Apache Kafka are fetched by mvn (Maven), which is not on PATH"
+            )
         CACHE.mkdir(parents=True, exist_ok=True)
         with _locked(CACHE / "lock"):
             if not jars.is_dir():
@@ -266,7 +269,7 @@ def _fetch(jars: Path) -> None:
     command = ["mvn", "-q", "-B", "-f", str(POM), COPY_DEPENDENCIES, f"-DoutputDirectory={partial}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Unavailable(
+        raise KafkaMissingError(
             f"mvn could not fetch the jars of Apache Kafka:\n{done.stdout[-2000:]}{done.stderr[-500:]}"
         )
     partial.rename(jars)

@@ -1,7 +1,8 @@
-"""What holds for every test: the CPU, strict shapes, a clean environment, Kafka where it is asked for, no skips in CI.
+"""What holds for every test: the CPU, strict shapes, a clean environment, Kafka on demand, no skips in CI.
 
-Tests run in random order, each with its seeds set anew (pytest-randomly). `FORECASTER_TEST_KAFKA=host:port` points
-the broker tests at a broker that is already there; `CI` or `FORECASTER_NO_SKIP` turns every skip into a failure.
+Tests run in random order, each with its seeds set anew (pytest-randomly). `FORECASTER_TEST_KAFKA=host:port`
+points the broker tests at a broker that is already there; `CI` or `FORECASTER_NO_SKIP` turns every skip into
+a failure.
 """
 
 import os
@@ -24,17 +25,17 @@ Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 @pytest.fixture(scope="session")
 def kafka_jars() -> None:
     """For tests that start a `Cluster` of their own: skips them where Kafka cannot be run."""
-    from tests.apache_kafka import Unavailable, find_classpath
+    from tests.apache_kafka import KafkaMissingError, find_classpath
 
     try:
         find_classpath()
-    except Unavailable as missing:
+    except KafkaMissingError as missing:
         pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")
 def kafka(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Bootstrap servers of an Apache Kafka that all tests of the session share; use topic names of your own."""
+    """Bootstrap servers of an Apache Kafka that the whole session shares; use topic names of your own."""
     if TEST_KAFKA:
         yield TEST_KAFKA
         return

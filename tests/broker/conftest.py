@@ -1,4 +1,4 @@
-"""Every test of this directory runs on Apache Kafka itself, so each is marked `broker` (`-m "not broker"` leaves them out)."""
+"""Every test of this directory runs on Apache Kafka itself, so each is marked `broker`."""
 
 from pathlib import Path
 

@@ -73,5 +73,5 @@ def test_says_which_program_is_missing(program: str, tmp_path: Path, monkeypatch
     monkeypatch.setattr(
         apache_kafka.shutil, "which", lambda name: None if name == program else f"/bin/{name}"
     )
-    with pytest.raises(apache_kafka.Unavailable, match=program):
+    with pytest.raises(apache_kafka.KafkaMissingError, match=program):
         apache_kafka.find_classpath()
