@@ -1,0 +1,44 @@
+# Everything runs from .venv, which `make setup` builds from requirements.lock; every other target does that first.
+
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?=
+RATE ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check format test demo bench lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## install Python packages into .venv (again only when the lock changes)
+
+check: setup ## format, lint, strict types, import contracts
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: setup ## put the code into the house format, mend what the linter can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+test: setup ## all tests (ARGS="-k word" picks some); those on Kafka need java 17 and mvn
+	$(BIN)/pytest $(ARGS)
+
+demo: setup ## broker, ticks and daemon, live in this terminal (DATA=file.csv RATE=500 plays a file)
+	@$(BIN)/python -m forecaster.demo $(if $(DATA),--data "$(DATA)") $(if $(RATE),--rate $(RATE)) $(ARGS)
+
+bench: setup ## throughput, latency, compute, memory, start-up
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lock: ## choose newest versions that pyproject.toml allows, write requirements.lock
+	sh tools/lock.sh
+
+clean: ## remove .venv and all caches
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
+
+$(VENV)/.installed: requirements.lock tools/setup.sh
+	sh tools/setup.sh $(VENV)
+	@touch $@
