@@ -240,7 +240,7 @@ class Metrics:
         )
         self.series_capacity = self._gauge("series_capacity", "Rows of the series table.")
         self.table_bytes = self._gauge("table_bytes", "Memory of the series table.")
-        self.series_created = self._counter("series_created", "Rows allotted.")
+        self.series_allotted = self._counter("series_allotted", "Rows allotted.")
         self.series_evicted = self._counters(
             "series_evicted", "Rows given back.", "reason", ("idle", "cap", "revoked")
         )

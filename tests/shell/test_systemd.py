@@ -1,0 +1,75 @@
+"""Notifications to systemd, read from the other end of the socket."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from forecaster.shell.systemd import Systemd
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(tmp_path / "notify"))
+        receiver.settimeout(5)
+        yield receiver
+
+
+def test_each_event_is_one_datagram(supervisor: socket.socket) -> None:
+    systemd = Systemd({"NOTIFY_SOCKET": supervisor.getsockname()})
+    systemd.ready()
+    systemd.alive()
+    systemd.status("two\nlines")
+    systemd.extend_timeout(1.5)
+    systemd.stopping()
+    received = [supervisor.recv(1024) for _ in range(5)]
+    assert received == [
+        b"READY=1",
+        b"WATCHDOG=1",
+        b"STATUS=two lines",
+        b"EXTEND_TIMEOUT_USEC=1500000",
+        b"STOPPING=1",
+    ]
+
+
+def test_an_abstract_socket_is_found_by_its_at_sign() -> None:
+    name = f"forecaster-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(f"\0{name}")
+        receiver.settimeout(5)
+        Systemd({"NOTIFY_SOCKET": f"@{name}"}).ready()
+        assert receiver.recv(1024) == b"READY=1"
+
+
+def test_without_a_supervisor_nothing_happens() -> None:
+    systemd = Systemd({})
+    systemd.ready()
+    assert systemd.watchdog_s is None
+
+
+def test_a_supervisor_that_is_gone_is_no_fault(tmp_path: Path) -> None:
+    Systemd({"NOTIFY_SOCKET": str(tmp_path / "gone")}).alive()
+
+
+def test_a_supervisor_that_does_not_read_blocks_nobody(supervisor: socket.socket) -> None:
+    systemd = Systemd({"NOTIFY_SOCKET": supervisor.getsockname()})
+    for _ in range(10_000):
+        systemd.alive()
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"WATCHDOG_USEC": "30000000"}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "often"}, None),
+    ],
+)
+def test_the_watchdog_interval_is_the_one_meant_for_us(
+    environ: dict[str, str], expected: float | None
+) -> None:
+    assert Systemd(environ).watchdog_s == expected
