@@ -1,0 +1,396 @@
+"""The driver of the fold: ticks in the order of the log in, forecasts out; the one owner of the table.
+
+Ticks pass the grid and become steps; steps of different series run together, steps of one series one after the
+other; every batch is padded to one of a few sizes, so that nothing compiles once `compile` has run. Serving, replay,
+backtest and tests all drive this same object, which knows neither where ticks come from nor what time it is.
+"""
+
+import heapq
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from forecaster.core import advance as fold
+from forecaster.core import table
+from forecaster.core.advance import Forecasts, Loan, Serving, Steps
+from forecaster.core.features import DAY_S, WEEK_DAYS
+from forecaster.core.grid import GridSpec, Step, close_bars, due_s, place_in_bar, place_tick
+from forecaster.core.model import Model, ModelSpec, untrained
+from forecaster.core.score import Scores
+from forecaster.core.table import Index, Series, SeriesSpec
+from forecaster.core.tick import Outcome, Tick
+
+BUCKETS = (8, 64, 512)  # series a batch
+PLANTS = (8, 128)  # newborn series a batch
+HOT = 6  # steps of one series in a batch from which they run inside one program
+ROUNDS = 32  # steps of that program
+LENDERS = 512  # series of a partition that a newborn borrows from
+LOAN_EVERY = 2048  # offsets after which a partition's loan is made anew
+
+
+class Issued(NamedTuple):
+    """Forecasts of one call, in the order of the log; arrays of n entries."""
+
+    series: list[str]
+    partition: np.ndarray  # int32
+    source: np.ndarray  # int64, offset of the tick that each answers
+    time_s: np.ndarray  # float64, of the tick or the end of the bar
+    last: np.ndarray  # float64, the value it starts from
+    offset: np.ndarray  # float32 (n, horizon, level), quantiles minus `last`
+    scale: np.ndarray  # float32
+    status: np.ndarray  # int32, index into advance.STATUSES
+    anomaly: np.ndarray  # float32, NaN: no forecast had been made for this step
+    scores: Scores  # float64 sums, numpy
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+
+class _Queue:
+    """Steps on their way to the device: parallel lists, in the order of the log."""
+
+    __slots__ = ("base", "dt_s", "fresh", "name", "partition", "row", "segment", "source", "time_s", "value")
+
+    def __init__(self) -> None:
+        self.name: list[str] = []
+        self.row: list[int] = []
+        self.partition: list[int] = []
+        self.source: list[int] = []
+        self.time_s: list[float] = []
+        self.dt_s: list[float] = []
+        self.value: list[float] = []
+        self.base: list[float] = []
+        self.fresh: list[bool] = []
+        self.segment: list[int] = []
+
+    def add(self, series: Series, partition: int, step: Step, segment: int) -> None:
+        """Queue one step; a fresh one moves the base of its series."""
+        fresh = series.fresh or step.fresh
+        if fresh:
+            series.base, series.stepped_s, series.fresh = step.value, step.time_s, False
+        self.name.append(series.name)
+        self.row.append(series.row)
+        self.partition.append(partition)
+        self.source.append(step.source)
+        self.time_s.append(step.time_s)
+        self.dt_s.append(step.time_s - series.stepped_s)
+        self.value.append(step.value)
+        self.base.append(series.base)
+        self.fresh.append(fresh)
+        self.segment.append(segment)
+        series.stepped_s = step.time_s
+
+
+class Fold:
+    """The state of a worker: its table, its index of series, its serving model, and the compiled programs."""
+
+    def __init__(
+        self, spec: ModelSpec, series: SeriesSpec, grid: GridSpec, same_time: str = "drop_equal"
+    ) -> None:
+        self.spec, self.grid, self.same_time = spec, grid, same_time
+        self.index = Index(series)
+        self.rows = table.empty(fold.layout(spec), series.max_series)
+        self.model = untrained(spec)
+        self.swaps = 0
+        self._serving = _serving(self.model)
+        self._swap_of_row = np.zeros(series.max_series, np.int64)  # the swap that its carry belongs to
+        self._queue = _Queue()
+        self._loans: dict[int, Loan] = {}
+        self._stretch: dict[int, int] = {}  # which LOAN_EVERY offsets a partition is in
+        self._segment: dict[int, int] = {}  # how often that has changed within this batch
+        self._due: dict[int, list[tuple[float, str]]] = {}  # open bars by partition: heap of (closing time, series)
+        self._programs: dict[tuple[str, int], Any] = {}
+
+    # ------------------------------------------------------------------ ticks to steps
+
+    def admit(self, partition: int, offsets: Iterable[int], ticks: Iterable[Tick]) -> list[Outcome]:
+        """Put ticks of one partition, in the order of the log, on the grid; what became of each."""
+        place = self._place_in_bar if self.grid.interval_s else self._place
+        members = self.index.partitions.setdefault(partition, {})
+        watermark_s = self.index.watermark_s.get(partition, float("-inf"))
+        stretch = self._stretch.get(partition)
+        outcomes: list[Outcome] = []
+        for offset, tick in zip(offsets, ticks, strict=True):
+            if offset // LOAN_EVERY != stretch:
+                stretch = self._stretch[partition] = offset // LOAN_EVERY
+                self._segment[partition] = self._segment.get(partition, 0) + 1
+            if tick.time_s > watermark_s:
+                watermark_s = self.index.watermark_s[partition] = tick.time_s
+                self.index.sweep(partition)
+            series = members.get(tick.series) or self.index.allot(partition, tick.series)
+            outcomes.append(place(partition, offset, tick, series) if series else Outcome.OVER_CAP)
+        return outcomes
+
+    def _place(self, partition: int, offset: int, tick: Tick, series: Series) -> Outcome:
+        outcome = place_tick(series.clock, tick, self.same_time)
+        if outcome is Outcome.ACCEPTED:
+            step = Step(tick.time_s, tick.value, offset, False)
+            self._queue.add(series, partition, step, self._segment.get(partition, 0))
+        return outcome
+
+    def _place_in_bar(self, partition: int, offset: int, tick: Tick, series: Series) -> Outcome:
+        outcome = place_in_bar(series.clock, tick, offset, self.grid, self.same_time)
+        if outcome is not Outcome.ACCEPTED:
+            return outcome
+        if self.grid.close_by == "series":
+            self._close(partition, series, series.clock.time_s)
+            return outcome
+        due = self._due.setdefault(partition, [])
+        heapq.heappush(due, (due_s(series.clock, self.grid), series.name))
+        now_s = self.index.watermark_s[partition]
+        while due and due[0][0] <= now_s:
+            idle = self.index.partitions[partition].get(heapq.heappop(due)[1])
+            if idle is not None:
+                self._close(partition, idle, now_s)
+        return outcome
+
+    def _close(self, partition: int, series: Series, now_s: float) -> None:
+        for step in close_bars(series.clock, now_s, self.grid):
+            self._queue.add(series, partition, step, self._segment.get(partition, 0))
+
+    # ------------------------------------------------------------------ steps to forecasts
+
+    def run(self, live: bool = True) -> Issued:
+        """Take in all queued steps; the forecasts of those that answer a tick. `live` says they will be published."""
+        queue, self._queue = self._queue, _Queue()
+        n, h, levels = len(queue.row), self.spec.horizon, len(self.spec.levels)
+        work = _Work(queue, live)
+        offset = np.empty((n, h, levels), np.float32)
+        scale, anomaly = np.empty(n, np.float32), np.empty(n, np.float32)
+        status = np.empty(n, np.int32)
+        totals = [np.zeros(h)] * 4 + [np.zeros((h, levels))]
+
+        def collect(at: np.ndarray, where: Any, forecasts: Forecasts, scores: Scores) -> None:
+            offset[at], scale[at] = np.asarray(forecasts.offset)[where], np.asarray(forecasts.scale)[where]
+            status[at], anomaly[at] = np.asarray(forecasts.status)[where], np.asarray(forecasts.anomaly)[where]
+            for i, part in enumerate(scores):
+                totals[i] = totals[i] + np.asarray(part, np.float64)
+
+        for segment in np.unique(work.segment):
+            self._renew_loans(int(segment))
+            self._run_segment(work, np.flatnonzero(work.segment == segment), collect)
+        self._segment.clear()
+        out = np.flatnonzero(work.source >= 0)
+        return Issued(
+            queue.name if len(out) == n else [queue.name[i] for i in out],
+            work.partition[out],
+            work.source[out],
+            work.time_s[out],
+            work.value[out],
+            offset[out],
+            scale[out],
+            status[out],
+            anomaly[out],
+            Scores(*totals),
+        )
+
+    def _run_segment(self, work: "_Work", at: np.ndarray, collect: Callable[..., None]) -> None:
+        turn, turns = _turns(work.row[at])
+        hot = (turns > HOT) & ~_any_replanted(work.fresh[at], turn, work.row[at])
+        self._prepare(work, at[turn == 0])
+        for number in range(int(turn[~hot].max(initial=-1)) + 1):
+            now = at[(turn == number) & ~hot]
+            if number:
+                self._plant(work, now)
+            for start in range(0, len(now), BUCKETS[-1]):
+                self._once(work, now[start : start + BUCKETS[-1]], collect)
+        if hot.any():
+            self._rounds(work, at[hot], turn[hot], collect)
+
+    def _once(self, work: "_Work", at: np.ndarray, collect: Callable[..., None]) -> None:
+        size = _bucket(len(at), BUCKETS)
+        idx = self._padded(work.row[at], size)
+        changes, forecasts, scores = self._program("advance", size)(
+            self._serving, self.rows, idx, work.steps(at, size)
+        )
+        self.rows = self._program("write", size)(self.rows, idx, changes)
+        collect(at, slice(0, len(at)), forecasts, scores)
+
+    def _rounds(self, work: "_Work", at: np.ndarray, turn: np.ndarray, collect: Callable[..., None]) -> None:
+        """Steps of a few series that have many: ROUNDS at a time inside one program."""
+        size = BUCKETS[0]
+        rows, lane = np.unique(work.row[at], return_inverse=True)
+        for first in range(0, len(rows), size):
+            idx = self._padded(rows[first : first + size], size)
+            ours = (lane >= first) & (lane < first + size)
+            for start in range(0, int(turn[ours].max()) + 1, ROUNDS):
+                some = ours & (turn >= start) & (turn < start + ROUNDS)
+                cell = (turn[some] - start, lane[some] - first)
+                steps = work.steps_of_rounds(at[some], cell, size)
+                local, forecasts, scores = self._program("rounds", size)(self._serving, self.rows, idx, steps)
+                self.rows = self._program("put", size)(self.rows, idx, local)
+                collect(at[some], cell, forecasts, scores)
+
+    def _padded(self, rows: np.ndarray, size: int) -> np.ndarray:
+        idx = np.full(size, self.index.spec.max_series, np.int32)
+        idx[: len(rows)] = rows
+        return idx
+
+    # ------------------------------------------------------------------ newborns, swaps
+
+    def _prepare(self, work: "_Work", at: np.ndarray) -> None:
+        """Plant newborn rows, and warm up again those whose carry belongs to another model."""
+        self._plant(work, at)
+        rows = work.row[at]
+        stale = rows[self._swap_of_row[rows] != self.swaps]
+        for start in range(0, len(stale), BUCKETS[-1]):
+            some = stale[start : start + BUCKETS[-1]]
+            size = _bucket(len(some), BUCKETS)
+            idx = self._padded(some, size)
+            carry = self._program("rewarm", size)(self._serving, self.rows, idx)
+            self.rows = self._program("set_carry", size)(self.rows, idx, carry)
+        self._swap_of_row[stale] = self.swaps
+
+    def _plant(self, work: "_Work", at: np.ndarray) -> None:
+        newborn = at[work.fresh[at]]
+        for start in range(0, len(newborn), PLANTS[-1]):
+            some = newborn[start : start + PLANTS[-1]]
+            size = _bucket(len(some), PLANTS)
+            lenders = [self._loans[p] for p in work.partition[some].tolist()]
+            lenders += lenders[:1] * (size - len(some))
+            loan = Loan(*(np.stack(column) for column in zip(*lenders, strict=True)))
+            base = np.zeros(size, np.float32)
+            base[: len(some)] = work.base[some]
+            self.rows = self._program("plant", size)(self.rows, self._padded(work.row[some], size), base, loan)
+        self._swap_of_row[work.row[newborn]] = self.swaps
+
+    def _renew_loans(self, segment: int) -> None:
+        """Make the loans of partitions anew whose log has come to a multiple of LOAN_EVERY: there a replay does too."""
+        for partition in [p for p, crossed in self._segment.items() if 1 <= segment <= crossed]:
+            rows = self.index.rows(partition)[:LENDERS]
+            valid = np.arange(LENDERS) < len(rows)
+            loan = self._program("lend", LENDERS)(self.rows, self._padded(rows, LENDERS), valid)
+            self._loans[partition] = Loan(*(np.asarray(x) for x in loan))
+
+    def swap(self, model: Model) -> None:
+        """Serve with another model of the same spec from the next step on; each row is warmed up when next touched."""
+        if model.spec != self.spec:
+            raise ValueError(f"the model's spec {model.spec} is not the table's {self.spec}")
+        self.model, self._serving = model, _serving(model)
+        self.swaps += 1
+
+    # ------------------------------------------------------------------ programs
+
+    def compile(self, each: Callable[..., Iterable[Any]] = map) -> None:
+        """Compile every program for every size. `each` maps a function over a list, and may do so in threads."""
+        wanted = [(name, size) for name, sizes in _SIZES.items() for size in sizes]
+        for key, program in zip(wanted, each(lambda key: self._compiled(*key), wanted), strict=True):
+            self._programs[key] = program
+
+    def _program(self, name: str, size: int) -> Any:
+        if (name, size) not in self._programs:
+            self._programs[name, size] = self._compiled(name, size)
+        return self._programs[name, size]
+
+    def _compiled(self, name: str, size: int) -> Any:
+        like = partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
+        rows, serving = like(self.rows), like(self._serving)
+        idx = jax.ShapeDtypeStruct((size,), jnp.int32)
+        base = jax.ShapeDtypeStruct((size,), jnp.float32)
+        flags = jax.ShapeDtypeStruct((size,), jnp.bool_)
+        steps = Steps(base, base, base, flags, flags)
+        advance, rewarm = partial(fold.advance, self.spec), partial(fold.rewarm, self.spec)
+        rounds, lend = partial(fold.advance_rounds, self.spec), partial(fold.lend, self.spec)
+        if name == "advance":
+            return jax.jit(advance).lower(serving, rows, idx, steps).compile()
+        if name == "write":
+            changes = jax.eval_shape(advance, serving, rows, idx, steps)[0]
+            return jax.jit(table.write, donate_argnums=0).lower(rows, idx, changes).compile()
+        if name == "rounds":
+            many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((ROUNDS, *x.shape), x.dtype), steps)
+            return jax.jit(rounds).lower(serving, rows, idx, many).compile()
+        if name == "put":
+            local = jax.eval_shape(table.take, rows, idx)
+            return jax.jit(table.put, donate_argnums=0).lower(rows, idx, local).compile()
+        if name == "rewarm":
+            return jax.jit(rewarm).lower(serving, rows, idx).compile()
+        if name == "set_carry":
+            carry = jax.eval_shape(rewarm, serving, rows, idx)
+            return jax.jit(fold.set_carry, donate_argnums=0).lower(rows, idx, carry).compile()
+        if name == "lend":
+            return jax.jit(lend).lower(rows, idx, flags).compile()
+        loan = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), jax.eval_shape(lend, rows, idx, flags)
+        )
+        return jax.jit(fold.plant, donate_argnums=0).lower(rows, idx, base, loan).compile()
+
+
+_SIZES = {
+    "advance": BUCKETS,
+    "write": BUCKETS,
+    "rounds": BUCKETS[:1],
+    "put": BUCKETS[:1],
+    "rewarm": BUCKETS,
+    "set_carry": BUCKETS,
+    "lend": (LENDERS,),
+    "plant": PLANTS,
+}
+
+
+class _Work:
+    """A queue as arrays, and the padded steps cut from it."""
+
+    def __init__(self, queue: _Queue, live: bool) -> None:
+        self.row = np.array(queue.row, np.int32)
+        self.partition = np.array(queue.partition, np.int32)
+        self.source = np.array(queue.source, np.int64)
+        self.time_s = np.array(queue.time_s, np.float64)
+        self.value = np.array(queue.value, np.float64)
+        self.base = np.array(queue.base, np.float64)
+        self.fresh = np.array(queue.fresh, bool)
+        self.segment = np.array(queue.segment, np.int32)
+        # Times and values are float64 here and float32 only as differences.
+        self._change = (self.value - self.base).astype(np.float32)
+        self._dt_s = np.array(queue.dt_s, np.float64).astype(np.float32)
+        self._week = (self.time_s / DAY_S % WEEK_DAYS).astype(np.float32)
+        self._live = (self.source >= 0) & live
+
+    def steps(self, at: np.ndarray, size: int) -> Steps:
+        """The steps `at`, padded to `size`."""
+        return self._fill(at, slice(0, len(at)), (size,))
+
+    def steps_of_rounds(self, at: np.ndarray, cell: tuple[np.ndarray, np.ndarray], size: int) -> Steps:
+        """The steps `at` put into their cells (round, lane)."""
+        return self._fill(at, cell, (ROUNDS, size))
+
+    def _fill(self, at: np.ndarray, where: Any, shape: tuple[int, ...]) -> Steps:
+        def spread(values: np.ndarray) -> np.ndarray:
+            out = np.zeros(shape, values.dtype)
+            out[where] = values
+            return out
+
+        return Steps(
+            spread(self._change[at]),
+            spread(self._dt_s[at]),
+            spread(self._week[at]),
+            spread(self._live[at]),
+            spread(np.ones(len(at), bool)),
+        )
+
+
+def _serving(model: Model) -> Serving:
+    params = {name: jnp.asarray(p, jnp.float32) for name, p in model.params.items()}
+    return Serving(params, jnp.asarray(model.periods, jnp.int32), jnp.asarray(bool(model.version)))
+
+
+def _bucket(n: int, sizes: tuple[int, ...]) -> int:
+    return next(size for size in sizes if n <= size)
+
+
+def _turns(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each entry: how many entries of its row came before it, and how many its row has in all."""
+    _, group, counts = np.unique(rows, return_inverse=True, return_counts=True)
+    order = np.argsort(group, kind="stable")
+    starts = np.cumsum(counts) - counts
+    turn = np.empty(len(rows), np.int64)
+    turn[order] = np.arange(len(rows)) - np.repeat(starts, counts)
+    return turn, counts[group]
+
+
+def _any_replanted(fresh: np.ndarray, turn: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Entries of rows that start anew in the middle of the batch."""
+    return np.isin(rows, rows[fresh & (turn > 0)])

@@ -1,0 +1,422 @@
+"""A slice of the log -> what training reads: examples, split in time, and the seasons found in them.
+
+In come series (event times and values that went through the same grid as serving); out go, for every step that is kept,
+the inputs that serving would have made there, the targets, and whether it may be trained on or is held out. All series
+lie end to end in flat arrays, so that a window is a pair of numbers and windows may start anywhere:
+
+    series   |-- warm_up --|---------- train ----------|- horizon -|------ hold-out ------|- horizon -|
+                                  [burn_in][   span   ]                  [burn_in][ span ]
+    every step of a span is an origin; burn_in only settles the carry and may reach back into anything
+
+No target of a training origin lies at or after the first hold-out origin. No network and no loss live here.
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from forecaster.core import features
+from forecaster.core.features import Running
+from forecaster.core.model import ModelSpec
+from forecaster.core.spec import Spec
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+LANES, CHUNK = 64, 256  # series side by side and steps in one call of the scan over running statistics
+ROWS = 4096  # steps whose inputs are computed in one call
+TARGET_CAP = 1e3  # running scales; what jumps further teaches nothing more
+WEIGHT_CAP = 10.0  # times the series' mean change; one burst must not own the loss
+FIRST_CHANGES = 8  # steps whose mean change a series is lent as its first scale
+
+PERIOD_SERIES = 48  # series in which seasons are looked for
+PERIOD_STEPS = 4096  # newest steps of each
+PERIOD_SHARE = 0.4  # of a series: a longer season has shown itself less than two and a half times
+PERIOD_GAIN = 0.1  # share by which a season has to beat its half, and the last value NAIVE_STEPS ago
+PERIOD_WORTH = 0.01  # what a further season has to add, in the mean over the series
+
+
+class HistorySpec(Spec):
+    """What of the history is trained on, and how it is cut."""
+
+    holdout_ratio: float = Field(
+        0.15, gt=0, lt=0.9, description="Share of each series, its newest part, that judges instead of trains."
+    )
+    max_origins: int = Field(
+        100_000,
+        ge=100,
+        description="Most steps trained on; above it each series keeps its newest, and some are left out.",
+    )
+    burn_in: int = Field(48, ge=0, le=1024, description="Steps that settle the carry before a span.")
+    span: int = Field(96, ge=1, le=4096, description="Origins in a row in one training window.")
+
+
+class Slice(NamedTuple):
+    """Consecutive steps of one series, oldest first; both float64 (time,)."""
+
+    series: str
+    time_s: NDArray[np.float64]
+    value: NDArray[np.float64]
+
+
+class Span(NamedTuple):
+    """Event times [start_s, end_s) that nobody should learn from; `series` "" means all of them."""
+
+    series: str
+    start_s: float
+    end_s: float
+
+
+class Role(IntEnum):
+    """What a step is good for as an origin."""
+
+    NONE = 0
+    TRAIN = 1
+    HOLDOUT = 2
+
+
+class Examples(NamedTuple):
+    """Steps of all series end to end (step axis), and where each series lies (series axis)."""
+
+    inputs: Floats  # (step, recurrent input)
+    direct: Floats  # (step, direct input)
+    target: Floats  # (step, horizon), (value h ahead - value) / running scale; 0 where unknown
+    known: NDArray[np.bool_]  # (step, horizon)
+    weight: Floats  # (step,), running scale over the series' mean change: what makes losses comparable
+    role: NDArray[np.int8]  # (step,)
+    begin: Ints  # (series,), index of its first step
+    end: Ints  # (series,), one past its last
+
+    def count(self, role: Role) -> int:
+        """Number of origins with this role that know at least one target."""
+        return int(np.sum((self.role == role) & self.known.any(axis=1)))
+
+
+class _Flat(NamedTuple):
+    """All steps of all series end to end, before anything is left out."""
+
+    value: NDArray[np.float64]
+    time_s: NDArray[np.float64]
+    base: Floats  # (series,)
+    begin: Ints  # (series,)
+    end: Ints  # (series,)
+    series: Ints  # (step,), number of the series
+
+    def ago(self, at: Ints, steps: Ints | int) -> Ints:
+        """Index of the step so many steps before `at`; the oldest one where the series is younger."""
+        return np.maximum(at - steps, self.begin[self.series[at]])
+
+    def relative(self, at: Ints, owner: Ints) -> Floats:
+        """Values relative to the base of the series; small numbers, so float32 keeps them."""
+        return (self.value[at] - self.base[owner]).astype(np.float32)
+
+
+def prepare(
+    history: Sequence[Slice],
+    spec: HistorySpec,
+    model: ModelSpec,
+    periods: NDArray[np.int32],
+    spans: Sequence[Span] = (),
+    seed: int = 0,
+) -> Examples:
+    """Examples of the newest steps of each series, at most about `max_origins` of them to train on.
+
+    Which steps are kept depends on lengths and `seed` only, never on values or `periods`: two models can be judged
+    on the same origins.
+    """
+    flat = _flatten(history)
+    running = _running(flat, periods)
+    kept, begin, end = _keep(flat, spec, seed)
+    split = end - np.round((end - begin) * spec.holdout_ratio).astype(np.int64)
+    index = np.concatenate([np.arange(b, e) for b, e in zip(begin, end, strict=True)] or [np.zeros(0, np.int64)])
+    lengths = end - begin
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    owner = np.repeat(np.arange(len(kept)), lengths)
+    usable = _usable(history, flat, spans)
+    ahead = index[:, None] + np.arange(1, model.horizon + 1)
+    known = (ahead < flat.end[flat.series[index]][:, None]) & usable[np.minimum(ahead, len(flat.value) - 1)]
+    scale = _scale(flat, running, index)
+    inputs, direct = _inputs(flat, running, periods, index, model.horizon)
+    change = flat.value[np.minimum(ahead, len(flat.value) - 1)] - flat.value[index][:, None]
+    target = np.clip(change / scale[:, None], -TARGET_CAP, TARGET_CAP)
+    usual = np.array([_mean_change(flat, b, s) for b, s in zip(begin, split, strict=True)])
+    weight = np.minimum(scale / np.maximum(usual, _floor(flat, index, owner, len(kept)))[owner], WEIGHT_CAP)
+    return Examples(
+        inputs=inputs,
+        direct=direct,
+        target=np.where(known, target, 0.0).astype(np.float32),
+        known=known,
+        weight=weight.astype(np.float32),
+        role=_roles(flat, index, begin[owner], split[owner], usable, spec, model),
+        begin=offsets[:-1],
+        end=offsets[1:],
+    )
+
+
+def _flatten(history: Sequence[Slice]) -> _Flat:
+    lengths = np.array([len(part.value) for part in history], np.int64)
+    ends = np.cumsum(lengths)
+    none = [np.zeros(0)]
+    return _Flat(
+        value=np.concatenate([part.value for part in history] or none).astype(np.float64),
+        time_s=np.concatenate([part.time_s for part in history] or none).astype(np.float64),
+        base=np.array([part.value[0] if len(part.value) else 0.0 for part in history], np.float32),
+        begin=ends - lengths,
+        end=ends,
+        series=np.repeat(np.arange(len(history)), lengths),
+    )
+
+
+def _keep(flat: _Flat, spec: HistorySpec, seed: int) -> tuple[Ints, Ints, Ints]:
+    """The series that are kept (numbers), and from where to where in the flat arrays: their newest steps."""
+    numbers = np.arange(len(flat.begin))
+    least = spec.burn_in + spec.span
+    budget = int(spec.max_origins / (1 - spec.holdout_ratio))
+    most = max(1, budget // least)
+    if len(numbers) > most:
+        numbers = np.sort(np.random.default_rng(seed).permutation(numbers)[:most])
+    lengths = (flat.end - flat.begin)[numbers]
+    kept = np.minimum(lengths, _level(lengths, budget))
+    return numbers, flat.end[numbers] - kept, flat.end[numbers]
+
+
+def _level(lengths: Ints, budget: int) -> int:
+    """The length to which the longest have to be cut so that all together fit the budget."""
+    low, high = 0, int(lengths.max(initial=0))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.minimum(lengths, middle).sum() <= budget else (low, middle - 1)
+    return low
+
+
+def _usable(history: Sequence[Slice], flat: _Flat, spans: Sequence[Span]) -> NDArray[np.bool_]:
+    usable = np.ones(len(flat.value), np.bool_)
+    names = np.array([part.series for part in history])
+    for span in spans:
+        inside = (flat.time_s >= span.start_s) & (flat.time_s < span.end_s)
+        usable &= ~(inside & (names[flat.series] == span.series) if span.series else inside)
+    return usable
+
+
+def _roles(
+    flat: _Flat,
+    index: Ints,
+    begin: Ints,
+    split: Ints,
+    usable: NDArray[np.bool_],
+    spec: HistorySpec,
+    model: ModelSpec,
+) -> NDArray[np.int8]:
+    age = index - flat.begin[flat.series[index]]
+    settled = (index - begin >= spec.burn_in) | (begin == flat.begin[flat.series[index]])
+    origin = (age + 1 >= model.warm_up) & settled & usable[index]
+    role = np.where(index >= split, Role.HOLDOUT, np.where(index + model.horizon < split, Role.TRAIN, Role.NONE))
+    return np.where(origin, role, Role.NONE).astype(np.int8)
+
+
+def _mean_change(flat: _Flat, begin: int, end: int) -> float:
+    return float(np.abs(np.diff(flat.value[begin:end])).mean()) if end - begin > 1 else 0.0
+
+
+def _floor(flat: _Flat, index: Ints, owner: Ints, series: int) -> NDArray[np.float64]:
+    """What float32 resolves at the magnitude of each series: the least mean change it is given."""
+    magnitude = np.zeros(series)
+    np.maximum.at(magnitude, owner, np.abs(flat.value[index]))
+    return features.SCALE_FLOOR * magnitude + 1e-12
+
+
+# --- running statistics -------------------------------------------------------------------------------
+
+
+@jax.jit
+def _scan(running: Running, count: Any, columns: tuple[Any, ...], periods: Any) -> tuple[Running, Running]:
+    """Observe CHUNK steps of LANES series; the statistics after each step have the time axis first."""
+
+    def step(carry: tuple[Running, Any], now: tuple[Any, ...]) -> tuple[tuple[Running, Any], Running]:
+        state, n = carry
+        state = features.observe(state, n, *now, periods)
+        return (state, n + 1), state
+
+    (running, _), each = jax.lax.scan(step, (running, count), columns)
+    return running, each
+
+
+def _running(flat: _Flat, periods: NDArray[np.int32]) -> Running:
+    """Running statistics after every step; each column (step,), `season` (step, SEASONS), on the host."""
+    steps = len(flat.value)
+    out = Running(*(np.zeros(steps, np.float32) for _ in range(6)), np.zeros((steps, len(periods)), np.float32))
+    longest = np.argsort(flat.begin - flat.end, kind="stable")
+    for start in range(0, len(longest), LANES):
+        _run_lanes(flat, periods, longest[start : start + LANES], out)
+    return out
+
+
+def _run_lanes(flat: _Flat, periods: NDArray[np.int32], lanes: Ints, out: Running) -> None:
+    begin, end = flat.begin[lanes], flat.end[lanes]
+    lent = np.array([_mean_change(flat, b, min(b + FIRST_CHANGES, e)) for b, e in zip(begin, end, strict=True)])
+    pad = LANES - len(lanes)
+    state = features.newborn(jnp.asarray(np.pad(lent.astype(np.float32), (0, pad))))
+    for done in range(0, int((end - begin).max(initial=0)), CHUNK):
+        at = begin[None, :] + done + np.arange(CHUNK)[:, None]
+        real = at < end[None, :]
+        at = np.clip(at, 0, max(len(flat.value) - 1, 0))
+        columns = _observations(flat, at, lanes, periods)
+        padded = tuple(np.pad(c, [(0, 0), (0, pad)] + [(0, 0)] * (c.ndim - 2)) for c in columns)
+        state, each = _scan(state, jnp.full(LANES, done, jnp.int32), padded, periods)
+        for whole, part in zip(out, each, strict=True):
+            whole[at[real]] = np.asarray(part)[:, : len(lanes)][real]
+
+
+def _observations(flat: _Flat, at: Ints, lanes: Ints, periods: NDArray[np.int32]) -> tuple[Floats, ...]:
+    """What `features.observe` takes, for steps `at` (time, lane) of the series `lanes`."""
+    owner = np.broadcast_to(lanes, at.shape)
+
+    def ago(steps: Any) -> Floats:
+        first = flat.begin[lanes]
+        if np.ndim(steps):
+            back = np.maximum(at[..., None] - steps, first[None, :, None])
+            return flat.relative(back, owner[..., None])
+        return flat.relative(np.maximum(at - steps, first), owner)
+
+    before = np.maximum(at - 1, flat.begin[lanes])
+    dt_s = (flat.time_s[at] - flat.time_s[before]).astype(np.float32)
+    return ago(0), dt_s, ago(1), ago(features.NAIVE_STEPS), ago(periods)
+
+
+def _scale(flat: _Flat, running: Running, index: Ints) -> Floats:
+    """The running scale that serving uses at each step."""
+    return np.asarray(features.floored(jnp.asarray(running.scale[index]), jnp.asarray(flat.value[index], jnp.float32)))
+
+
+# --- inputs -------------------------------------------------------------------------------------------
+
+
+@jax.jit
+def _seasons(running: Running, count: Any, periods: Any) -> Any:
+    return features.choose_seasons(running, count, periods)
+
+
+@lru_cache
+def _compiled() -> Any:
+    def rows(values: Any, dt_s: Any, week: Any, seasonal: Any, base: Any, running: Running, seasons: Any, lags: Any) -> Any:
+        scale = features.floored(running.scale, values[:, -1] + base)
+        inputs = features.recurrent_inputs(
+            values,
+            scale[:, None],
+            dt_s[:, None],
+            week[:, None],
+            running.age_s[:, None],
+            seasonal[:, None],
+            base,
+            running,
+            seasons[0],
+        )[:, 0]
+        recent = values[:, values.shape[1] - features.LAGS - 1 :]
+        return inputs, features.direct_inputs(recent, *lags, scale, seasons)
+
+    return jax.jit(rows)
+
+
+def _inputs(
+    flat: _Flat, running: Running, periods: NDArray[np.int32], index: Ints, horizon: int
+) -> tuple[Floats, Floats]:
+    """The inputs of the cells and of the head at each step of `index`, as serving makes them one step at a time."""
+    inputs = np.zeros((len(index), features.RECURRENT), np.float32)
+    direct = np.zeros((len(index), features.direct_size(horizon)), np.float32)
+    for start in range(0, len(index), ROWS):
+        real = index[start : start + ROWS]
+        at = np.pad(real, (0, ROWS - len(real)), mode="edge")
+        here = Running(*(column[at] for column in running))
+        count = (at - flat.begin[flat.series[at]]).astype(np.int32)
+        seasons = _seasons(here, count, periods)
+        rows = _compiled()(*_looking_back(flat, at, here, seasons, horizon))
+        inputs[start : start + len(real)], direct[start : start + len(real)] = (np.asarray(r)[: len(real)] for r in rows)
+    return inputs, direct
+
+
+def _looking_back(flat: _Flat, at: Ints, here: Running, seasons: Any, horizon: int) -> tuple[Any, ...]:
+    owner, column = flat.series[at], at[:, None]
+    best, second = (np.asarray(season.period, np.int64)[:, None] for season in seasons)
+
+    def back(steps: Ints) -> Floats:
+        return flat.relative(flat.ago(column, steps), owner[:, None])
+
+    def ahead(period: Ints) -> Floats:
+        h = np.arange(1, horizon + 1)
+        cycles = -(-h // np.maximum(period, 1))
+        return back(np.where(period > 0, cycles * period - h, 0))
+
+    return (
+        back(np.arange(features.LEAD, -1, -1)),
+        (flat.time_s[at] - flat.time_s[flat.ago(at, 1)]).astype(np.float32),
+        week_days(flat.time_s[at]),
+        np.concatenate([back(best), back(np.maximum(best - 1, 0))], axis=1),
+        flat.base[owner],
+        here,
+        seasons,
+        (ahead(best), ahead(second)),
+    )
+
+
+def week_days(time_s: NDArray[np.float64]) -> Floats:
+    """Days since the week (Monday, UTC) began."""
+    return ((time_s / features.DAY_S + 3.0) % features.WEEK_DAYS).astype(np.float32)
+
+
+# --- seasons ------------------------------------------------------------------------------------------
+
+
+def find_periods(history: Sequence[Slice], spec: HistorySpec) -> NDArray[np.int32]:
+    """Up to SEASONS candidate season lengths in steps, best first, 0 where there are no more.
+
+    A season of a series is a length at which the values one period apart differ clearly less than those half a period
+    apart and those NAIVE_STEPS apart. Of all that any series shows, those are taken, one after the other, that most
+    lower the mean over the series of the best one's cost. Hold-outs are not looked at.
+    """
+    periods = np.zeros(features.SEASONS, np.int32)
+    longest = sorted(history, key=lambda part: -len(part.value))
+    chosen = longest[:: max(1, len(longest) // PERIOD_SERIES)][:PERIOD_SERIES]
+    costs = [cost for part in chosen if (cost := _period_costs(part.value, spec)) is not None]
+    if not costs:
+        return periods
+    cost = np.stack(costs)
+    candidates = np.flatnonzero(np.any([_dips(row) for row in costs], axis=0))
+    gain = np.maximum(1.0 - cost, 0.0)
+    best = np.zeros(len(cost))
+    for place in range(features.SEASONS):
+        worth = np.maximum(gain[:, candidates] - best[:, None], 0.0).mean(axis=0)
+        if not len(candidates) or worth.max() < PERIOD_WORTH:
+            break
+        periods[place] = candidates[worth.argmax()]
+        best = np.maximum(best, gain[:, periods[place]])
+    return periods
+
+
+def _period_costs(value: NDArray[np.float64], spec: HistorySpec) -> NDArray[np.float64] | None:
+    """Mean |change| over each number of steps, in units of that over NAIVE_STEPS; infinite where unknown."""
+    value = value[: len(value) - round(len(value) * spec.holdout_ratio)][-PERIOD_STEPS:]
+    longest = min(features.MAX_PERIOD, int(PERIOD_SHARE * len(value)))
+    if longest <= features.NAIVE_STEPS:
+        return None
+    now = value[longest:]
+    cost = np.full(features.MAX_PERIOD + 1, np.inf)
+    for steps in range(1, longest + 1):
+        cost[steps] = np.abs(now - value[longest - steps : len(value) - steps]).mean()
+    naive = cost[features.NAIVE_STEPS]
+    return cost / naive if naive > 0 else None
+
+
+def _dips(cost: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Lengths that are a local minimum of the cost, clearly below half of the length and below 1."""
+    steps = np.arange(len(cost))
+    local = np.zeros(len(cost), np.bool_)
+    local[1:-1] = (cost[1:-1] <= cost[:-2]) & (cost[1:-1] <= cost[2:])
+    clear = cost < (1 - PERIOD_GAIN) * np.minimum(cost[steps // 2], 1.0)
+    return local & clear & (steps > features.NAIVE_STEPS)

@@ -1,0 +1,146 @@
+"""Serving model and candidate on the same hold-out -> a decision: promote, or why not.
+
+In come series, specs, a seed and the serving model; out go the candidate, the losses of candidate, serving model and
+last value on the same origins, and a Decision. A candidate can only be promoted by beating both others. What promotion
+does (publish, swap) lives in the shell.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from math import isfinite
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from forecaster.core.history import Role, Slice, Span, find_periods, prepare
+from forecaster.core.model import Model, ModelSpec
+from forecaster.core.spec import Spec
+from forecaster.core.train import (
+    Failure,
+    Fit,
+    TrainSpec,
+    Watch,
+    carry_on,
+    fit,
+    fits,
+    holdout_loss,
+    last_value_loss,
+)
+
+
+class PromoteSpec(Spec):
+    """What a candidate has to show."""
+
+    margin_ratio: float = Field(
+        0.002, ge=0, lt=1, description="Share by which a candidate has to beat the serving model's loss."
+    )
+
+
+class Reason(StrEnum):
+    """Why a candidate is promoted or not; also the word in the log and on the control topic."""
+
+    BETTER = "better"
+    FIRST = "first"
+    """No model serves yet, and this one beats the last value."""
+    REPLACES = "replaces"
+    """What serves has another shape than configured and cannot go on; this one beats the last value."""
+    NOT_BETTER = "not_better"
+    WORSE_THAN_LAST_VALUE = "worse_than_last_value"
+    NON_FINITE = "non_finite"
+
+
+PROMOTING = frozenset({Reason.BETTER, Reason.FIRST, Reason.REPLACES})
+
+
+class Losses(NamedTuple):
+    """Mean pinball losses on the hold-out, in units of each series' mean change; None where nothing was judged."""
+
+    candidate: float
+    last_value: float
+    serving: float | None
+
+
+class Decision(NamedTuple):
+    """Whether the candidate serves from now on, and why."""
+
+    reason: Reason
+    losses: Losses
+
+    @property
+    def promote(self) -> bool:
+        """Whether the candidate serves from now on."""
+        return self.reason in PROMOTING
+
+
+class Retrained(NamedTuple):
+    """What a retrain that came to a verdict found."""
+
+    model: Model
+    decision: Decision
+    fit: Fit
+    origins: dict[str, int]  # trained on and judged on
+
+
+def decide(losses: Losses, spec: PromoteSpec, *, replaces: bool = False) -> Decision:
+    """Compare the losses. `replaces`: a model serves but has another shape, so that it could not be judged.
+
+    >>> decide(Losses(0.70, 1.0, 0.71), PromoteSpec()).reason
+    <Reason.BETTER: 'better'>
+    >>> decide(Losses(0.709, 1.0, 0.71), PromoteSpec(margin_ratio=0.01)).reason
+    <Reason.NOT_BETTER: 'not_better'>
+    >>> decide(Losses(1.01, 1.0, None), PromoteSpec()).promote
+    False
+    """
+    if not (isfinite(losses.candidate) and isfinite(losses.last_value)):
+        return Decision(Reason.NON_FINITE, losses)
+    if losses.candidate >= losses.last_value:
+        return Decision(Reason.WORSE_THAN_LAST_VALUE, losses)
+    if losses.serving is None:
+        return Decision(Reason.REPLACES if replaces else Reason.FIRST, losses)
+    better = not isfinite(losses.serving) or losses.candidate < losses.serving * (1 - spec.margin_ratio)
+    return Decision(Reason.BETTER if better else Reason.NOT_BETTER, losses)
+
+
+def retrain(
+    history: Sequence[Slice],
+    spec: TrainSpec,
+    shape: ModelSpec,
+    promote: PromoteSpec | None = None,
+    serving: Model | None = None,
+    spans: Sequence[Span] = (),
+    progress: Watch = carry_on,
+) -> Retrained | Failure:
+    """Fit a candidate to the history and judge it: a pure function of its arguments.
+
+    `serving` None, or a model without a version: nothing serves yet. The spans are left out of both training and judging.
+    """
+    if serving is not None and not serving.version:
+        serving = None
+    periods = find_periods(history, spec)
+    examples = prepare(history, spec, shape, periods, spans, spec.seed)
+    fitted = fit(examples, periods, spec, shape, serving, progress)
+    if isinstance(fitted, Failure):
+        return fitted
+    comparable = serving is not None and _comparable(serving, shape)
+    losses = Losses(
+        candidate=holdout_loss(fitted.model, examples, spec),
+        last_value=last_value_loss(examples, spec, shape),
+        serving=_serving_loss(serving, history, spec, shape, spans) if serving and comparable else None,
+    )
+    origins = {role.name.lower(): examples.count(role) for role in (Role.TRAIN, Role.HOLDOUT)}
+    decision = decide(losses, promote or PromoteSpec(), replaces=serving is not None and not comparable)
+    return Retrained(fitted.model, decision, fitted, origins)
+
+
+def _comparable(serving: Model, shape: ModelSpec) -> bool:
+    same = (serving.spec.horizon, serving.spec.levels) == (shape.horizon, shape.levels)
+    return same and fits(serving, serving.spec)
+
+
+def _serving_loss(
+    serving: Model, history: Sequence[Slice], spec: TrainSpec, shape: ModelSpec, spans: Sequence[Span]
+) -> float:
+    """The serving model on the candidate's origins, with the inputs that it would have had itself."""
+    examples = prepare(history, spec, shape, np.asarray(serving.periods), spans, spec.seed)
+    return holdout_loss(serving, examples, spec)

@@ -1,0 +1,59 @@
+"""Forecasts matched with what came: pinball loss, coverage, scaled errors, in unit-free terms so that series add up.
+
+In come quantiles in units of the running scale at their origin, relative to the last value there, and what came in
+the same units; out go sums over series (`Scores`). Skill is against the last value: 1 - error / last_error.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+TIE = 1e-6  # scales: what came is on the quantile when it is this near; both are float32
+
+
+class Scores(NamedTuple):
+    """Sums over the forecasts that one batch settled."""
+
+    count: Float[Array, " horizon"]  # forecasts settled
+    error: Float[Array, " horizon"]  # absolute error of the median, in scales
+    last_error: Float[Array, " horizon"]  # absolute error of the last value, in scales
+    pinball: Float[Array, " horizon"]  # pinball loss, mean over levels, in scales
+    below: Float[Array, "horizon level"]  # outcomes below the quantile; one on it counts half
+
+
+def pinball_loss(
+    quantiles: Float[Array, "*batch level"], actual: Float[Array, "*batch"], levels: Float[Array, " level"]
+) -> Float[Array, "*batch"]:
+    """Mean over levels of max(q*e, (q-1)*e) with e = actual - quantile; no factor 2."""
+    e = actual[..., None] - quantiles
+    return jnp.maximum(levels * e, (levels - 1) * e).mean(-1)
+
+
+def below(quantiles: Float[Array, "*batch level"], actual: Float[Array, "*batch"]) -> Array:
+    """1 where what came is below the quantile, 0 above, 1/2 on it."""
+    e = actual[..., None] - quantiles
+    return jnp.where(jnp.abs(e) <= TIE, 0.5, (e < 0).astype(jnp.float32))
+
+
+def score(
+    quantiles: Float[Array, "batch horizon level"],
+    actual: Float[Array, "batch horizon"],
+    settled: Bool[Array, "batch horizon"],
+    levels: tuple[float, ...],
+) -> Scores:
+    """Sums over the batch of what is `settled`."""
+    q = jnp.asarray(levels, jnp.float32)
+    weight = settled.astype(jnp.float32)
+    # Only what settled is looked at: the rest may hold anything, and 0 * inf is not 0.
+    quantiles = jnp.where(settled[..., None], quantiles, 0.0)
+    actual = jnp.where(settled, actual, 0.0)
+    median = quantiles[..., levels.index(0.5)]
+    return Scores(
+        count=weight.sum(0),
+        error=(weight * jnp.abs(actual - median)).sum(0),
+        last_error=(weight * jnp.abs(actual)).sum(0),
+        pinball=(weight * pinball_loss(quantiles, actual, q)).sum(0),
+        below=(weight[..., None] * below(quantiles, actual)).sum(0),
+    )

@@ -1,0 +1,366 @@
+"""Examples -> a fitted network: loss, train step, and when to stop.
+
+In come examples (`history`), specs, a seed and perhaps a parent to start from; out goes the model that did best on the
+hold-out, or the reason why there is none. Every step draws windows anywhere in the series and trains on all origins of
+their spans at once (forking sequences, Wen et al. 2017, arXiv:1711.11053). Pure: the same arguments give the same model;
+what has a clock watches through `progress`, whose answer can end the fit early.
+"""
+
+from collections.abc import Callable
+from enum import StrEnum
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jaxtyping import Float
+from pydantic import Field
+
+from forecaster.core import model as network
+from forecaster.core.history import Examples, HistorySpec, Role
+from forecaster.core.model import Card, Model, ModelSpec, Params
+from forecaster.core.score import pinball_loss
+
+HOLDOUT_WINDOWS = 192  # at most so many windows judge; more make the verdict slower, hardly surer
+NON_FINITE_STEPS = 5  # steps in a row without a finite gradient, from which the fit has diverged
+LEAST_ORIGINS = 200  # fewer teach a network nothing that the last value does not know
+SAMPLE = 50_000  # targets whose quantiles the head starts from
+
+
+class TrainSpec(HistorySpec):
+    """How a network is fitted."""
+
+    steps: int = Field(1500, ge=1, description="Most gradient steps.")
+    batch: int = Field(1536, ge=1, description="Origins in a gradient step; whole spans are taken.")
+    learning_rate: float = Field(2e-3, gt=0, lt=1, description="Peak learning rate (AdamW).")
+    warm_start: bool = Field(True, description="Start from the serving model where the shapes agree.")
+    warm_start_ratio: float = Field(
+        0.5, gt=0, le=1, description="Share of the learning rate that a warm start is given."
+    )
+    weight_decay: float = Field(1e-3, ge=0, description="Decoupled weight decay of the matrices.")
+    clip: float = Field(1.0, gt=0, description="Largest global norm of a gradient.")
+    average: float = Field(
+        0.98, ge=0, lt=1, description="Decay of the average of the weights, which is what serves; 0: none."
+    )
+    evaluate_every: int = Field(25, ge=1, description="Steps from one look at the hold-out to the next.")
+    patience: int = Field(8, ge=1, description="Looks without gain after which the fit ends.")
+    seed: int = Field(0, ge=0, description="Seed of weights, windows and dropout.")
+
+
+class Failure(StrEnum):
+    """Why a fit gave no model; also the word in the log and, as a retrain's outcome, the metric label."""
+
+    NO_DATA = "no_data"
+    DIVERGED = "diverged"
+
+
+class Progress(NamedTuple):
+    """Where a fit stands, after each look at the hold-out."""
+
+    step: int
+    steps: int
+    loss: float  # of the last steps, on what is trained on
+    holdout_loss: float
+    best_loss: float
+
+
+class Fit(NamedTuple):
+    """A fitted network and how it came about."""
+
+    model: Model
+    steps_taken: int  # gradient steps until the best look
+    losses: tuple[float, ...]  # hold-out loss at each look; the first one before any step
+    skipped: int  # steps that had no finite gradient and changed nothing
+
+
+Watch = Callable[[Progress], bool]
+
+
+def carry_on(_: Progress) -> bool:
+    """A watch that never ends the fit."""
+    return True
+
+
+def fit(
+    examples: Examples,
+    periods: np.ndarray,
+    spec: TrainSpec,
+    shape: ModelSpec,
+    parent: Model | None = None,
+    progress: Watch = carry_on,
+) -> Fit | Failure:
+    """Fit a network to the examples; `progress` ends it early by answering False, with the best model so far."""
+    windows = holdout_windows(examples, spec)
+    if examples.count(Role.TRAIN) < LEAST_ORIGINS or not len(windows):
+        return Failure.NO_DATA
+    pool, draw = _pool(examples), _draw(examples, spec)
+    warm = parent is not None and spec.warm_start and fits(parent, shape)
+    params = parent.params if parent is not None and warm else _fresh(examples, spec, shape)
+    rate = spec.learning_rate * (spec.warm_start_ratio if warm else 1.0)
+    state = _State(
+        params, params, _optimiser(spec).init(params), jax.random.key(spec.seed), jnp.asarray(rate, jnp.float32)
+    )
+    losses = [_loss(params, pool, windows, examples, spec, shape)]
+    best, best_step, taken = params, 0, 0
+    while taken < spec.steps:
+        state, loss = _train(state, pool, draw, jnp.asarray(taken, jnp.int32), spec=spec, shape=shape)
+        taken += spec.evaluate_every
+        losses.append(_loss(state.average, pool, windows, examples, spec, shape))
+        if not np.isfinite(losses[-1]):
+            return Failure.DIVERGED
+        if not losses[-1] >= min(losses[:-1]):
+            best, best_step = state.average, taken
+        going_on = progress(Progress(taken, spec.steps, float(loss), losses[-1], float(np.nanmin(losses))))
+        if not going_on or taken - best_step >= spec.patience * spec.evaluate_every:
+            break
+    card = Card(
+        parent=parent.version if parent is not None and warm else "", seed=spec.seed, steps_taken=best_step
+    )
+    skipped = int(np.sum(state.optimiser.total_notfinite))
+    return Fit(Model(shape, best, jnp.asarray(periods, jnp.int32), card), best_step, tuple(losses), skipped)
+
+
+def fits(parent: Model, shape: ModelSpec) -> bool:
+    """Whether the parent's parameters have the shapes of this network."""
+    wanted = jax.eval_shape(lambda: network.init(shape, 0))
+    return {k: p.shape for k, p in parent.params.items()} == {k: p.shape for k, p in wanted.items()}
+
+
+def _fresh(examples: Examples, spec: TrainSpec, shape: ModelSpec) -> Params:
+    return network.shape_head(shape, network.init(shape, spec.seed), change_quantiles(examples, shape))
+
+
+def change_quantiles(examples: Examples, shape: ModelSpec) -> np.ndarray:
+    """Quantiles (horizon, level) of the scaled changes over all origins that train: what the last value knows.
+
+    The median is 0, the last value itself.
+    """
+    rows = np.flatnonzero((examples.role == Role.TRAIN) & examples.known.all(axis=1))
+    rows = rows[:: max(1, len(rows) // SAMPLE)]
+    quantiles = np.quantile(examples.target[rows], shape.levels, axis=0).T if len(rows) else None
+    if quantiles is None:
+        return np.zeros((shape.horizon, len(shape.levels)))
+    return np.sort(quantiles - quantiles[:, shape.median, None], axis=1)
+
+
+# --- the hold-out -------------------------------------------------------------------------------------
+
+
+def holdout_windows(examples: Examples, spec: HistorySpec) -> np.ndarray:
+    """Index of the first origin of each window that covers the hold-outs, sampled when there are too many."""
+    starts = [
+        np.arange(rows[0], rows[-1] + 1, spec.span)
+        for begin, end in zip(examples.begin, examples.end, strict=True)
+        if len(rows := begin + np.flatnonzero(examples.role[begin:end] == Role.HOLDOUT))
+    ]
+    windows = np.concatenate(starts) if starts else np.zeros(0, np.int64)
+    if len(windows) > HOLDOUT_WINDOWS:
+        windows = np.sort(np.random.default_rng(0).choice(windows, HOLDOUT_WINDOWS, replace=False))
+    return windows
+
+
+def holdout_loss(fitted: Model, examples: Examples, spec: TrainSpec) -> float:
+    """Pinball loss on the hold-out, in units of each series' mean change; mean of the series. NaN without any."""
+    windows = holdout_windows(examples, spec)
+    return _loss(fitted.params, _pool(examples), windows, examples, spec, fitted.spec)
+
+
+def last_value_loss(examples: Examples, spec: TrainSpec, shape: ModelSpec) -> float:
+    """The same for the last value with the quantiles that its errors had in what is trained on."""
+    quantiles = jnp.asarray(change_quantiles(examples, shape), jnp.float32)
+    at, wanted = _spans(holdout_windows(examples, spec), examples, spec)
+    known = examples.known[at] & wanted[..., None]
+    loss = pinball_loss(quantiles[None, None], jnp.asarray(examples.target[at]), jnp.asarray(shape.levels))
+    weighted = np.asarray(loss) * known * examples.weight[at][..., None]
+    return _mean_of_series(weighted.sum((1, 2)), known.sum((1, 2)), at[:, 0], examples)
+
+
+def _spans(windows: np.ndarray, examples: Examples, spec: HistorySpec) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (window, span) of the windows, and which of them are held-out origins of the window's own series."""
+    at = windows[:, None] + np.arange(spec.span)
+    series = np.searchsorted(examples.begin, windows, side="right") - 1
+    inside = at < examples.end[series][:, None]
+    at = np.minimum(at, len(examples.role) - 1)
+    return at, inside & (examples.role[at] == Role.HOLDOUT)
+
+
+def _mean_of_series(loss: np.ndarray, count: np.ndarray, windows: np.ndarray, examples: Examples) -> float:
+    series = np.searchsorted(examples.begin, windows, side="right") - 1
+    total = np.bincount(series, loss, len(examples.begin))
+    known = np.bincount(series, count, len(examples.begin))
+    return float(np.mean(total[known > 0] / known[known > 0])) if known.any() else float("nan")
+
+
+def _loss(
+    params: Params,
+    pool: "_Pool",
+    windows: np.ndarray,
+    examples: Examples,
+    spec: TrainSpec,
+    shape: ModelSpec,
+) -> float:
+    batch = _windows_in_batch(spec)
+    padded = np.full((_roomy(-(-len(windows) // batch)), batch), len(examples.role), np.int32)
+    padded.reshape(-1)[: len(windows)] = windows
+    loss, count = _evaluate(params, pool, jnp.asarray(padded), spec=spec, shape=shape)
+    n = len(windows)
+    return _mean_of_series(np.asarray(loss).ravel()[:n], np.asarray(count).ravel()[:n], windows, examples)
+
+
+# --- compiled -----------------------------------------------------------------------------------------
+
+
+class _Pool(NamedTuple):
+    """The examples on the device, padded to one of few lengths so that few programs are compiled."""
+
+    inputs: Array
+    direct: Array
+    target: Array
+    known: Array
+    weight: Array
+    role: Array
+    first: Array  # (step,), index of the first step of its series
+    last: Array  # (step,), and of the last
+
+
+class _Draw(NamedTuple):
+    """From where training windows are drawn, for each series that has something to train on."""
+
+    log_share: Array  # (series,)
+    low: Array  # (series,), first origin of the earliest window
+    count: Array  # (series,), number of places from there on
+
+
+class _State(NamedTuple):
+    params: Params
+    average: Params
+    optimiser: Any
+    key: Array
+    rate: Array
+
+
+def _windows_in_batch(spec: TrainSpec) -> int:
+    return max(1, round(spec.batch / spec.span))
+
+
+def _roomy(n: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, ..."""
+    power = 1 << max(n - 1, 0).bit_length()
+    return power * 3 // 4 if power >= 4 and n <= power * 3 // 4 else power
+
+
+def _pool(examples: Examples) -> _Pool:
+    pad = _roomy(len(examples.role) + 1) - len(examples.role)
+    lengths = examples.end - examples.begin
+    columns = (
+        *examples[:6],
+        np.repeat(examples.begin, lengths).astype(np.int32),
+        np.repeat(examples.end - 1, lengths).astype(np.int32),
+    )
+    return _Pool(*(jnp.asarray(np.pad(c, [(0, pad)] + [(0, 0)] * (c.ndim - 1))) for c in columns))
+
+
+def _draw(examples: Examples, spec: TrainSpec) -> _Draw:
+    """Series by the root of what they hold: long ones shall not drown short ones, nor the other way round."""
+    shares, lows, counts = [], [], []
+    for begin, end in zip(examples.begin, examples.end, strict=True):
+        rows = begin + np.flatnonzero(examples.role[begin:end] == Role.TRAIN)
+        if len(rows):
+            low = max(rows[0] - spec.span // 4, begin)
+            shares.append(0.5 * np.log(len(rows)))
+            lows.append(low)
+            counts.append(max(1, rows[-1] + 1 - spec.span * 3 // 4 - low))
+    pad = (0, _roomy(len(shares)) - len(shares))
+    return _Draw(
+        jnp.asarray(np.pad(np.array(shares), pad, constant_values=-np.inf), jnp.float32),
+        jnp.asarray(np.pad(np.array(lows), pad), jnp.int32),
+        jnp.asarray(np.pad(np.array(counts), pad, constant_values=1), jnp.int32),
+    )
+
+
+@lru_cache
+def _optimiser(spec: TrainSpec) -> optax.GradientTransformationExtraArgs:
+    """AdamW without its learning rate, which is an argument; steps without a finite gradient change nothing."""
+
+    def matrices(params: Params) -> dict[str, bool]:
+        return {name: p.ndim > 1 for name, p in params.items()}
+
+    adamw = optax.chain(
+        optax.clip_by_global_norm(spec.clip),
+        optax.scale_by_adam(b2=0.99),
+        optax.add_decayed_weights(spec.weight_decay, mask=matrices),
+    )
+    return optax.apply_if_finite(adamw, NON_FINITE_STEPS)
+
+
+def _rate(spec: TrainSpec, peak: Array, step: Array) -> Array:
+    """Linear warm-up over 20 steps, then half a cosine down to a fiftieth."""
+    warm = jnp.minimum(1.0, (step + 1) / 20)
+    return peak * warm * (0.02 + 0.49 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / spec.steps, 1.0))))
+
+
+@partial(jax.jit, static_argnames=("spec", "shape"))
+def _train(
+    state: _State, pool: _Pool, draw: _Draw, taken: Array, *, spec: TrainSpec, shape: ModelSpec
+) -> tuple[_State, Array]:
+    """`evaluate_every` gradient steps; also their mean loss."""
+    levels = jnp.asarray(shape.levels, jnp.float32)
+
+    def loss_of(params: Params, windows: Array, key: Array) -> Array:
+        total, count = _pinball(params, pool, windows, Role.TRAIN, levels, spec, shape, key)
+        return total.sum() / jnp.maximum(count.sum(), 1.0)
+
+    def step(carry: _State, now: Array) -> tuple[_State, Array]:
+        key, which, where, drop = jax.random.split(carry.key, 4)
+        series = jax.random.categorical(which, draw.log_share, shape=(_windows_in_batch(spec),))
+        windows = draw.low[series] + jax.random.randint(where, series.shape, 0, draw.count[series])
+        loss, gradient = jax.value_and_grad(loss_of)(carry.params, windows, drop)
+        moves, optimiser = _optimiser(spec).update(gradient, carry.optimiser, carry.params)
+        rate = _rate(spec, carry.rate, now)
+        params = jax.tree.map(lambda p, move: p - rate * move, carry.params, moves)
+        keep = jnp.minimum(spec.average, (1.0 + now) / (10.0 + now))
+        average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, carry.average, params)
+        return _State(params, average, optimiser, key, carry.rate), loss
+
+    state, losses = jax.lax.scan(step, state, taken + jnp.arange(spec.evaluate_every))
+    return state, losses.mean()
+
+
+@partial(jax.jit, static_argnames=("spec", "shape"))
+def _evaluate(
+    params: Params, pool: _Pool, windows: Array, *, spec: TrainSpec, shape: ModelSpec
+) -> tuple[Array, Array]:
+    """Summed loss and number of targets of each window; `windows` (batch, window), one batch at a time."""
+    levels = jnp.asarray(shape.levels, jnp.float32)
+    return jax.lax.map(
+        lambda batch: _pinball(params, pool, batch, Role.HOLDOUT, levels, spec, shape, None), windows
+    )
+
+
+def _pinball(
+    params: Params,
+    pool: _Pool,
+    windows: Float[Array, " window"],
+    role: Role,
+    levels: Array,
+    spec: TrainSpec,
+    shape: ModelSpec,
+    key: Array | None,
+) -> tuple[Float[Array, " window"], Float[Array, " window"]]:
+    """Weighted pinball loss summed over the origins with this role in each window's span, and how many targets."""
+    at = windows[:, None] + jnp.arange(-spec.burn_in, spec.span)
+    home = jnp.clip(windows, 0, len(pool.role) - 1)[:, None]
+    present = (at >= pool.first[home]) & (at <= pool.last[home])
+    at = jnp.clip(at, 0, len(pool.role) - 1)
+    xs = pool.inputs[at]
+    carry = network.initial_carry(shape, len(windows))
+    _, ys = network.unroll(shape, params, carry, xs, present, key)
+    origin = at[:, spec.burn_in :]
+    quantiles = network.head(shape, params, ys[:, spec.burn_in :], xs[:, spec.burn_in :], pool.direct[origin])
+    wanted = present[:, spec.burn_in :] & (pool.role[origin] == role)
+    known = (pool.known[origin] & wanted[..., None]).astype(jnp.float32)
+    loss = pinball_loss(quantiles, pool.target[origin], levels) * known * pool.weight[origin][..., None]
+    return loss.sum((1, 2)), known.sum((1, 2))
