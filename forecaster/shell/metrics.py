@@ -304,6 +304,9 @@ class Metrics:
         self.retrain_duration = self._histogram("retrain_duration_seconds", "Duration of a retrain.", RUN_S)
         self.retrain_in_progress = self._gauge("retrain_in_progress", "1 while this worker's trainer runs.")
         self.retrain_deadline = self._gauge("retrain_deadline_seconds", "How long a retrain may take.")
+        self.retrain_interval = self._gauge(
+            "retrain_interval_seconds", "Time between scheduled retrains; 0 without a schedule."
+        )
         self.retrain_last_attempt = self._gauge(
             "retrain_last_attempt_timestamp_seconds", "When a retrain last began."
         )
