@@ -1,0 +1,115 @@
+"""Topics: what is there, what is missing, what is not as it has to be, and making it.
+
+Comes in: the two specs. Goes out: topics on the broker, or sentences for the operator. Topics that exist
+are never changed.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from kafka.admin import KafkaAdminClient
+from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from forecaster.errors import BrokerError
+from forecaster.shell.kafka.client import common_settings, fatal
+from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
+
+
+class Admin:
+    """Creates and checks topics. Raises BrokerError when nobody answers or a right is missing."""
+
+    def __init__(self, spec: KafkaSpec) -> None:
+        self._spec = spec
+        try:
+            self._client: Any = KafkaAdminClient(**common_settings(spec))
+        except KafkaError as error:
+            raise self._ours(error) from error
+
+    def describe(self, names: Iterable[str]) -> dict[str, int]:
+        """The number of partitions of those topics that exist."""
+        try:
+            found = self._client.describe_topics()  # of all: asking for one by name may create it
+        except KafkaError as error:
+            raise self._ours(error) from error
+        wanted = set(names)
+        return {topic["name"]: len(topic["partitions"]) for topic in found if topic["name"] in wanted}
+
+    def create_missing(self, topics: TopicsSpec) -> list[str]:
+        """Create what is missing and wait until it can be used; returns the names that were created.
+
+        The topics that go with the ticks get as many partitions as the ticks topic has. Harmless when
+        somebody else creates the same at the same time.
+        """
+        there = self.describe(_names(topics))
+        missing = {name: how for name, how in _wanted(topics, there).items() if name not in there}
+        if not missing:
+            return []
+        try:
+            answer = self._client.create_topics(missing, raise_errors=False)
+            for topic in answer["topics"]:
+                error = for_code(topic["error_code"])
+                if topic["error_code"] and error is not TopicAlreadyExistsError:
+                    why = topic["error_message"] or error.__name__
+                    raise BrokerError(f"topic {topic['name']!r} cannot be created: {why}")
+            self._client.wait_for_topics(list(missing), timeout_ms=round(self._spec.connect_timeout_s * 1000))
+        except KafkaError as error:
+            raise self._ours(error) from error
+        return sorted(missing)
+
+    def check(self, topics: TopicsSpec) -> list[str]:
+        """What is missing or cannot work, one sentence each, with the mend."""
+        there = self.describe(_names(topics))
+        problems = [
+            f"topics.{role} = {name!r}: there is no such topic; create it, or set topics.create = true"
+            for role, name in _roles(topics).items()
+            if name not in there
+        ]
+        ticks = there.get(topics.ticks)
+        for role, name in (("state", topics.state), ("predictions", topics.predictions)):
+            found = there.get(name)
+            if ticks is not None and found is not None and found < ticks:
+                problems.append(
+                    f"topics.{role} = {name!r} has {found} partitions; the ticks topic has {ticks}"
+                )
+        if there.get(topics.models, 1) != 1:
+            problems.append(f"topics.models = {topics.models!r} has several partitions; it has to have one")
+        return problems
+
+    def close(self) -> None:
+        """End the client. Never raises."""
+        try:
+            self._client.close()
+        except KafkaError:
+            return
+
+    def _ours(self, error: KafkaError) -> Exception:
+        text = f"no answer from {self._spec.bootstrap_servers}: {type(error).__name__}: {error}"
+        return fatal(error) or BrokerError(text)
+
+
+def _roles(topics: TopicsSpec) -> dict[str, str]:
+    roles = ("ticks", "predictions", "dead_letters", "control", "models", "state")
+    return {role: getattr(topics, role) for role in roles}
+
+
+def _names(topics: TopicsSpec) -> list[str]:
+    return list(_roles(topics).values())
+
+
+def _wanted(topics: TopicsSpec, there: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """How each topic is created: partitions, replicas and the settings that its use asks for."""
+    partitions = there.get(topics.ticks, topics.create_partitions)
+    kept = {"retention.ms": str(round(topics.create_retention_s * 1000))}
+    compacted = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.2"}
+    plans = {
+        topics.ticks: (partitions, kept),
+        topics.predictions: (partitions, kept),
+        topics.dead_letters: (1, kept),
+        topics.control: (1, kept),
+        topics.models: (1, compacted),
+        topics.state: (partitions, compacted),
+    }
+    return {
+        name: {"num_partitions": number, "replication_factor": topics.create_replication, "configs": configs}
+        for name, (number, configs) in plans.items()
+    }

@@ -1,0 +1,198 @@
+"""A spec -> the client library's keywords; the library's errors -> ours.
+
+Every consumer, producer and admin client of the package is made with the keywords of this file, so that
+security, timeouts and limits are decided once.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from kafka import KafkaConsumer, KafkaProducer
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import (
+    AuthorizationError,
+    FencedInstanceIdError,
+    IllegalSaslStateError,
+    KafkaConfigurationError,
+    ProducerFencedError,
+    SaslAuthenticationFailedError,
+    UnsupportedSaslMechanismError,
+)
+from kafka.net.sasl.oauth import AbstractTokenProvider
+
+from forecaster.errors import BrokerError, ConfigError, FencedError, ForecasterError
+from forecaster.shell.kafka.spec import KafkaSpec
+
+Settings = dict[str, Any]
+
+_PASSED_BY_NAME = (
+    "client_id",
+    "security_protocol",
+    "sasl_mechanism",
+    "sasl_plain_username",
+    "sasl_kerberos_name",
+    "sasl_kerberos_service_name",
+    "sasl_kerberos_domain_name",
+    "ssl_check_hostname",
+    "ssl_cafile",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_crlfile",
+    "ssl_ciphers",
+)
+
+
+class _NoCredentials(logging.Filter):
+    """The library logs each request below INFO, and an authentication request prints the password."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.INFO
+
+
+logging.getLogger("kafka.net.connection").addFilter(_NoCredentials())
+
+
+class TokenFile(AbstractTokenProvider):
+    """An OAUTHBEARER token that somebody else renews in a file; read at each connection."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def token(self) -> str:
+        """The token as it is in the file now."""
+        return self._path.read_text(encoding="utf-8").strip()
+
+
+def common_settings(spec: KafkaSpec) -> Settings:
+    """Keywords that consumers, producers and admin clients share. Reads the secret files."""
+    settings: Settings = {
+        "bootstrap_servers": [server.strip() for server in spec.bootstrap_servers.split(",")],
+        "request_timeout_ms": _ms(spec.request_timeout_s),
+        "bootstrap_timeout_ms": _ms(spec.connect_timeout_s),
+        "metadata_max_age_ms": _ms(spec.metadata_max_age_s),
+        "reconnect_backoff_max_ms": 2_000,  # a broker that comes back is found within seconds
+    }
+    for name in _PASSED_BY_NAME:
+        value = getattr(spec, name)
+        if value is not None:
+            settings[name] = str(value) if isinstance(value, Path) else value
+    for name in ("sasl_plain_password", "ssl_password"):
+        secret = _secret(spec, name)
+        if secret is not None:
+            settings[name] = secret
+    if spec.sasl_oauth_token_file is not None:
+        settings["sasl_oauth_token_provider"] = TokenFile(spec.sasl_oauth_token_file)
+    return settings
+
+
+def reader_settings(spec: KafkaSpec) -> Settings:
+    """Keywords of a consumer: bounded fetches, committed records only, nothing created, nothing committed
+    by itself.
+
+    There are no deserializers: an exception inside the library's decoding would wedge the consumer.
+    """
+    return common_settings(spec) | {
+        "metrics_enabled": False,  # we export our own
+        "isolation_level": "read_committed",
+        "enable_auto_commit": False,
+        "allow_auto_create_topics": False,
+        "max_poll_records": spec.max_poll_records,
+        "fetch_max_wait_ms": _ms(spec.fetch_max_wait_s),
+        "fetch_max_bytes": spec.fetch_bytes,
+        "max_partition_fetch_bytes": spec.partition_fetch_bytes,
+    }
+
+
+def member_settings(spec: KafkaSpec) -> Settings:
+    """Keywords of a member of the group. Cooperative from the first release: it cannot be mixed later."""
+    return reader_settings(spec) | {
+        "group_id": spec.group_id,
+        "group_instance_id": spec.instance_id,
+        "auto_offset_reset": "none",
+        "partition_assignment_strategy": [CooperativeStickyAssignor],
+        "session_timeout_ms": _ms(spec.session_timeout_s),
+        "heartbeat_interval_ms": min(3_000, _ms(spec.session_timeout_s / 3)),
+        "max_poll_interval_ms": _ms(spec.max_poll_interval_s),
+    }
+
+
+def writer_settings(spec: KafkaSpec) -> Settings:
+    """Keywords of a producer: idempotent, acknowledged by all, retried in order for the delivery timeout."""
+    return common_settings(spec) | {
+        "metrics_enabled": False,
+        "acks": "all",
+        "enable_idempotence": True,
+        "allow_auto_create_topics": False,
+        "compression_type": None if spec.compression == "none" else spec.compression,
+        "linger_ms": _ms(spec.linger_s),
+        "batch_size": spec.batch_bytes,
+        "max_request_size": spec.max_message_bytes,
+        "delivery_timeout_ms": _ms(spec.delivery_timeout_s),
+        "max_block_ms": 5_000,
+        "bootstrap_timeout_ms": min(5_000, _ms(spec.connect_timeout_s)),
+        "retry_backoff_ms": 20,
+    }
+
+
+class Consumer(KafkaConsumer):
+    """The library's consumer, which does not leave its thread behind when it cannot connect."""
+
+    def __init__(self, *topics: str, **settings: Any) -> None:
+        try:
+            super().__init__(*topics, **settings)
+        except BaseException:
+            client = getattr(self, "_client", None)
+            if client is not None:
+                client.close()
+            raise
+
+
+def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
+    """Close without ever raising, and without leaving the sender thread behind.
+
+    The library's own close raises when its flush times out, and its thread then runs for ever.
+    """
+    try:
+        producer.close(timeout=timeout_s)
+    except Exception:  # whatever it is, the thread has to end
+        sender = producer._sender  # noqa: SLF001
+        sender.force_close()
+        sender.join(5.0)
+        producer._closed = True  # noqa: SLF001 - else the finalizer would try the same flush again
+        producer._unregister_cleanup()  # noqa: SLF001
+
+
+def fatal(error: BaseException) -> ForecasterError | None:
+    """Our error, if a retry cannot help: refused credentials or rights, a taken identity, wrong settings."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, FencedInstanceIdError | ProducerFencedError):
+        return FencedError(
+            f"another instance uses this one's identity (instance_id or transactional_id): {text}"
+        )
+    if isinstance(
+        error, SaslAuthenticationFailedError | UnsupportedSaslMechanismError | IllegalSaslStateError
+    ):
+        return BrokerError(f"the broker refuses the credentials, see kafka.sasl_*: {text}")
+    if isinstance(error, AuthorizationError):
+        return BrokerError(f"the broker denies a right that forecaster needs: {text}")
+    if isinstance(error, KafkaConfigurationError):
+        return ConfigError(f"the client refuses the [kafka] settings: {text}")
+    return None
+
+
+def _secret(spec: KafkaSpec, name: str) -> str | None:
+    value, path = getattr(spec, name), getattr(spec, f"{name}_file")
+    if path is not None:
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ConfigError(
+                f"kafka.{name}_file = {str(path)!r} cannot be read: {error.strerror}"
+            ) from error
+    return value.get_secret_value() if value is not None else None
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

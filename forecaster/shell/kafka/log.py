@@ -1,0 +1,261 @@
+"""Any slice of any topic, without a group: what replay, training, snapshots and the followers of a topic
+read by.
+
+Comes in: topics, offsets, a deadline. Goes out: committed records in offset order. Nothing is committed
+here. As in source.py, an exception out of the library means a new client, which goes on where the old one
+was.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Literal
+
+from kafka import TopicPartition
+from kafka.errors import KafkaError
+
+from forecaster.errors import BrokerError
+from forecaster.shell.kafka.client import Consumer, fatal, reader_settings
+from forecaster.shell.kafka.record import Record
+from forecaster.shell.kafka.source import to_records
+from forecaster.shell.kafka.spec import KafkaSpec
+
+log = logging.getLogger(__name__)
+
+Start = Literal["beginning", "end"] | float
+"""Where to begin in a topic; a number is a time (epoch s): the first record at or after it."""
+
+_CONNECT_TIMEOUT_S = 2.0
+_CALL_TIMEOUT_MS = 10_000
+_SLICE_S = 0.5
+
+
+class Log:
+    """Questions about topics, and bounded reads. Not thread safe. Raises BrokerError when nobody answers."""
+
+    def __init__(self, spec: KafkaSpec) -> None:
+        self._spec = spec
+        self._consumer: Consumer | None = None
+
+    def partitions(self, topic: str) -> list[int]:
+        """The partitions of a topic; empty if it does not exist."""
+        return sorted(self._ask(lambda consumer: consumer.partitions_for_topic(topic)))
+
+    def beginning_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
+        """The first offset that retention has left."""
+        asked = _tps(topic, partitions)
+        return _by_number(self._ask(lambda c: c.beginning_offsets(asked, timeout_ms=_CALL_TIMEOUT_MS)))
+
+    def end_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
+        """The offset after the last record that a committed read can give now."""
+        asked = _tps(topic, partitions)
+        return _by_number(self._ask(lambda c: c.end_offsets(asked, timeout_ms=_CALL_TIMEOUT_MS)))
+
+    def offsets_for_times(self, topic: str, times_s: Mapping[int, float]) -> dict[int, int]:
+        """The first record at or after a time (epoch s) on each partition; the end if there is none."""
+        asked = {TopicPartition(topic, p): max(0, round(time_s * 1000)) for p, time_s in times_s.items()}
+        found = self._ask(lambda c: c.offsets_for_times(asked, timeout_ms=_CALL_TIMEOUT_MS))
+        ends = self.end_offsets(topic, times_s.keys())
+        return ends | {p.partition: at.offset for p, at in found.items() if at is not None}
+
+    def read(
+        self, topic: str, ranges: Mapping[int, tuple[int, int]], timeout_s: float
+    ) -> Iterator[list[Record]]:
+        """The records with start <= offset < end of each partition, in offset order within it.
+
+        What retention has removed is skipped. Raises BrokerError if the ends are not reached in `timeout_s`.
+        """
+        wanted = {TopicPartition(topic, p): span for p, span in ranges.items() if span[0] < span[1]}
+        reader = _Reader(self._spec, {partition: start for partition, (start, _) in wanted.items()})
+        deadline_s = time.monotonic() + timeout_s
+        try:
+            while wanted:
+                records = reader.poll(_SLICE_S)
+                records = [r for r in records if r.offset < ranges[r.partition][1]]
+                if records:
+                    yield records
+                done = {p for p, (_, end) in wanted.items() if reader.positions[p] >= end}
+                reader.leave_out(done)
+                wanted = {partition: span for partition, span in wanted.items() if partition not in done}
+                if wanted and time.monotonic() > deadline_s:
+                    raise BrokerError(_too_late(reader, wanted, timeout_s))
+        finally:
+            reader.close()
+
+    def close(self) -> None:
+        """End the client. Never raises."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            _close(consumer)
+
+    def _ask(self, question: Callable[[Consumer], Any]) -> Any:
+        try:
+            if self._consumer is None:
+                self._consumer = Consumer(**reader_settings(self._spec))
+            return question(self._consumer)
+        except KafkaError as error:
+            self.close()
+            servers = self._spec.bootstrap_servers
+            raise fatal(error) or BrokerError(
+                f"no answer from {servers}: {type(error).__name__}: {error}"
+            ) from error
+
+
+class Follower:
+    """What is appended to some topics, for a loop that may not wait.
+
+    Connects by itself, again and again; a topic that does not exist yet is waited for. `caught_up` is
+    whether all that was there when it connected has been given.
+    """
+
+    def __init__(
+        self,
+        spec: KafkaSpec,
+        starts: Mapping[str, Start],
+        *,
+        interval_s: float = 0.1,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._spec = spec
+        self._starts = dict(starts)
+        self._interval_s = interval_s
+        self._now = now
+        self._next_s = -float("inf")
+        self._reader: _Reader | None = None
+        self._ends: dict[TopicPartition, int] = {}
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether everything that was there at the start has been given."""
+        if self._reader is None:
+            return False
+        return all(self._reader.positions[partition] >= end for partition, end in self._ends.items())
+
+    def poll(self, timeout_s: float = 0.0) -> list[Record]:
+        """New records, in offset order within a partition; with no timeout at most every `interval_s`,
+        else nothing.
+
+        Raises BrokerError only if the broker refuses us.
+        """
+        if not timeout_s and self._now() < self._next_s:
+            return []
+        self._next_s = self._now() + self._interval_s
+        self._reader = self._reader or self._connect()
+        if self._reader is None:
+            self._next_s = self._now() + 5 * _CONNECT_TIMEOUT_S
+            return []
+        return self._reader.poll(timeout_s)
+
+    def close(self) -> None:
+        """End the client. Never raises."""
+        if self._reader is not None:
+            self._reader.close()
+
+    def _connect(self) -> "_Reader | None":
+        asking = Log(self._spec.model_copy(update={"connect_timeout_s": _CONNECT_TIMEOUT_S}))
+        positions: dict[TopicPartition, int] = {}
+        try:
+            for topic, start in self._starts.items():
+                partitions = asking.partitions(topic)
+                if not partitions:
+                    log.warning("topic %r does not exist yet", topic)
+                    return None
+                ends = asking.end_offsets(topic, partitions)
+                self._ends |= {TopicPartition(topic, p): end for p, end in ends.items()}
+                found = _resolve(asking, topic, start, ends)
+                positions |= {TopicPartition(topic, p): offset for p, offset in found.items()}
+        except BrokerError as error:
+            if error.__cause__ is not None and fatal(error.__cause__) is not None:
+                raise
+            log.warning("%s", error)
+            return None
+        finally:
+            asking.close()
+        return _Reader(self._spec, positions)
+
+
+class _Reader:
+    """A client that reads on from `positions`, keeps them up to date, and replaces itself when it breaks."""
+
+    def __init__(self, spec: KafkaSpec, positions: Mapping[TopicPartition, int]) -> None:
+        self.positions = dict(positions)
+        self.last_error: BaseException | None = None
+        self._spec = spec
+        self._consumer: Consumer | None = None
+        self._left_out: set[TopicPartition] = set()
+
+    def poll(self, timeout_s: float) -> list[Record]:
+        try:
+            consumer = self._consumer or self._connect()
+            batches = consumer.poll(timeout_ms=round(timeout_s * 1000))
+            for partition in self.positions:
+                state = consumer._subscription.assignment[partition]  # noqa: SLF001 - position() may block
+                if state.position is not None:
+                    self.positions[partition] = state.position.offset
+        except Exception as error:  # see the head of this file
+            ours = fatal(error)
+            self.close()
+            if ours is not None:
+                raise ours from error
+            self.last_error = error
+            log.warning("rebuilding a reader after %s: %s", type(error).__name__, error)
+            time.sleep(min(timeout_s, _SLICE_S))
+            return []
+        return [record for batch in batches.values() for record in to_records(batch)]
+
+    def leave_out(self, partitions: Collection[TopicPartition]) -> None:
+        self._left_out |= set(partitions)
+        if self._consumer is not None and partitions:
+            self._consumer.pause(*partitions)
+
+    def close(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            _close(consumer)
+
+    def _connect(self) -> Consumer:
+        settings = reader_settings(self._spec) | {
+            "auto_offset_reset": "earliest",  # what retention has removed is skipped
+            "bootstrap_timeout_ms": round(_CONNECT_TIMEOUT_S * 1000),
+        }
+        consumer = Consumer(**settings)
+        consumer.assign(list(self.positions))
+        for partition, offset in self.positions.items():
+            consumer.seek(partition, offset)
+        consumer.pause(*self._left_out)
+        self._consumer = consumer
+        return consumer
+
+
+def _resolve(asking: Log, topic: str, start: Start, ends: dict[int, int]) -> dict[int, int]:
+    if start == "end":
+        return ends
+    if start == "beginning":
+        return asking.beginning_offsets(topic, ends.keys())
+    return asking.offsets_for_times(topic, dict.fromkeys(ends, start))
+
+
+def _too_late(reader: _Reader, wanted: Mapping[TopicPartition, tuple[int, int]], timeout_s: float) -> str:
+    where = ", ".join(
+        f"{p.topic}/{p.partition} at {reader.positions[p]} of {end}" for p, (_, end) in wanted.items()
+    )
+    why = (
+        f"; last error: {type(reader.last_error).__name__}: {reader.last_error}" if reader.last_error else ""
+    )
+    return f"the log could not be read in {timeout_s:g} s: {where}{why}"
+
+
+def _close(consumer: Consumer) -> None:
+    try:
+        consumer.close(autocommit=False, timeout_ms=1_000)
+    except Exception as error:  # it may fail in any way; its threads have to end
+        log.info("closing a reader failed: %s", error)
+        consumer._client.close()  # noqa: SLF001
+
+
+def _tps(topic: str, partitions: Collection[int]) -> list[TopicPartition]:
+    return [TopicPartition(topic, partition) for partition in partitions]
+
+
+def _by_number(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
+    return {partition.partition: offset for partition, offset in offsets.items()}

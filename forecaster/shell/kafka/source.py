@@ -1,0 +1,495 @@
+"""Ticks in: a member of the consumer group that never hangs, never commits by itself, and mends its client.
+
+Comes in: the spec and one topic. Goes out: records, and what happened to the partitions (`Change`).
+Nothing may escape from here but our own fatal errors: whatever else comes out of the library ends in a new
+client, because after an exception the old one may spin for ever.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from operator import itemgetter
+from typing import Any
+
+from kafka import ConsumerRebalanceListener, TopicPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import KafkaError, LogTruncationError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
+
+from forecaster.errors import BrokerError
+from forecaster.shell.kafka.client import Consumer, fatal, member_settings
+from forecaster.shell.kafka.record import Assigned, Change, Lost, Moved, MoveReason, Record, Revoked
+from forecaster.shell.kafka.spec import KafkaSpec
+
+log = logging.getLogger(__name__)
+
+Committed = tuple[int, str]
+"""A committed offset and its metadata."""
+
+_FIELDS = itemgetter(0, 1, 3, 4, 6, 7, 8)  # of the library's record, in the order of ours
+_CONNECT_SLICE_S = 2.0  # the loop turns at least this often while no broker answers
+_BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0)  # before the next client, by failures in a row
+_CALL_TIMEOUT_MS = 5_000  # for one question to the broker
+
+
+def to_records(records: Iterable[Any]) -> Iterable[Record]:
+    """The library's records -> ours."""
+    return map(Record._make, map(_FIELDS, records))
+
+
+class Source:
+    """One worker's share of the ticks topic.
+
+    Connects when first polled, so that a broker that is away at start is waited for. `poll` gives the
+    records of partitions that were resumed; `changes` what happened to partitions meanwhile, to be applied
+    before the records. Every partition begins paused. Not thread safe; the library's callbacks run while
+    the caller waits in `poll`.
+
+    `epochs` numbers the assignments of each partition that is ours: work that was begun under another
+    number is void. `before_revoke(partitions)` is asked, inside the rebalance, for the offsets of finished
+    work on partitions that are about to be handed over, so that their next owner repeats as little as
+    possible.
+    """
+
+    def __init__(self, spec: KafkaSpec, topic: str, now: Callable[[], float] = time.monotonic) -> None:
+        self.spec = spec
+        self.topic = topic
+        self.epochs: dict[int, int] = {}
+        self.rebuilds: Counter[str] = Counter()
+        self.before_revoke: Callable[[frozenset[int]], Mapping[int, int]] = lambda _: {}
+        self._now = now
+        self._consumer: Consumer | None = None
+        self._changes: list[Change] = []
+        self._commits: list[Callable[[bool], None]] = []
+        self._epoch = 0
+        self._failures = 0
+        self._retry_at_s = -float("inf")
+        self._contact_s = now()
+        self._progress = _Progress(spec.stall_s, now)
+
+    # -- reading
+
+    def poll(self, timeout_s: float) -> list[Record]:
+        """Records of resumed partitions, grouped by partition, in offset order; waits at most about
+        `timeout_s`.
+
+        Empty while no broker answers. Raises BrokerError (credentials, rights, `out_of_range = "stop"`) and
+        FencedError, nothing else.
+        """
+        consumer = self._consumer or self._connect(timeout_s)
+        if consumer is None:
+            return []
+        try:
+            batches = consumer.poll(timeout_ms=round(timeout_s * 1000))
+            records = [record for batch in batches.values() for record in to_records(batch)]
+            self._watch(consumer, [partition.partition for partition in batches])
+        except (NoOffsetForPartitionError, OffsetOutOfRangeError, LogTruncationError) as error:
+            self._guarded(self._move, consumer, error)
+            return []
+        except Exception as error:  # see the head of this file
+            self._failed(error)
+            return []
+        if records:
+            self._failures = 0
+        return records
+
+    def changes(self) -> list[Change]:
+        """What happened to partitions since the last call, in order."""
+        changes, self._changes = self._changes, []
+        return changes
+
+    def pause(self, partitions: Collection[int]) -> None:
+        """Give no records of these until they are resumed; what is not ours is ignored."""
+        if self._consumer is not None:
+            self._consumer.pause(*self._ours(partitions))
+
+    def resume(self, partitions: Collection[int]) -> None:
+        """Give records of these from now on; what is not ours is ignored."""
+        if self._consumer is not None:
+            self._consumer.resume(*self._ours(partitions))
+            self._progress.restart(partitions)
+
+    # -- what is known
+
+    @property
+    def assigned(self) -> frozenset[int]:
+        """Partitions that are ours."""
+        return frozenset(self.epochs)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a broker answered within the session timeout."""
+        return self._consumer is not None and self._now() - self.last_contact_s < self.spec.session_timeout_s
+
+    @property
+    def last_contact_s(self) -> float:
+        """When a broker last answered, on the clock that was given."""
+        if self._consumer is not None:
+            self._contact_s = max(self._contact_s, self._consumer._coordinator.heartbeat.last_receive)  # noqa: SLF001
+        return self._contact_s
+
+    def position(self, partition: int) -> int | None:
+        """The offset of the next record; None while it is not known, or the partition is not ours."""
+        state = self._state(partition)
+        return state.position.offset if state is not None and state.position is not None else None
+
+    def positions(self) -> dict[int, int]:
+        """All known positions."""
+        found = {partition: self.position(partition) for partition in self.epochs}
+        return {partition: position for partition, position in found.items() if position is not None}
+
+    def lag(self) -> dict[int, int]:
+        """Records that are on the log and were not yet given, by partition, where both ends are known."""
+        lags: dict[int, int] = {}
+        for partition, position in self.positions().items():
+            highwater = self._state(partition).highwater
+            if highwater is not None:
+                lags[partition] = max(0, highwater - position)
+        return lags
+
+    def group_metadata(self) -> ConsumerGroupMetadata | None:
+        """Who we are in the group right now, or None without a client."""
+        return self._consumer.group_metadata() if self._consumer is not None else None
+
+    # -- offsets
+
+    def committed(self, partitions: Collection[int]) -> dict[int, Committed] | None:
+        """Committed offsets with metadata; partitions without one are missing. None: nobody answered."""
+        if self._consumer is None:
+            return None
+        found: dict[int, Committed] = {}
+        try:
+            for partition in partitions:
+                at = self._consumer.committed(self._tp(partition), metadata=True, timeout_ms=_CALL_TIMEOUT_MS)
+                if at is not None:
+                    found[partition] = (at.offset, at.metadata or "")
+        except KafkaError as error:
+            self._raise_if_fatal(error)
+            return None
+        return found
+
+    def commit(self, offsets: Mapping[int, int], metadata: str = "", timeout_s: float = 5.0) -> bool:
+        """Commit the next offset of each partition and wait for it; False if it did not happen."""
+        if not offsets:
+            return True
+        if self._consumer is None:
+            return False
+        try:
+            self._consumer.commit(self._to_commit(offsets, metadata), timeout_ms=round(timeout_s * 1000))
+        except KafkaError as error:
+            self._raise_if_fatal(error)
+            log.info("commit of %s failed: %s", dict(offsets), error)
+            return False
+        self._contact_s = self._now()
+        return True
+
+    def commit_soon(
+        self, offsets: Mapping[int, int], done: Callable[[bool], None], metadata: str = ""
+    ) -> None:
+        """Commit without waiting; a later `poll` calls `done(committed)`."""
+        if self._consumer is None:
+            done(False)
+            return
+
+        self._commits.append(done)
+
+        def answered(_: object, answer: object) -> None:
+            if done not in self._commits:
+                return  # the client was thrown away meanwhile, and the caller knows
+            self._commits.remove(done)
+            if isinstance(answer, BaseException):
+                log.info("commit of %s failed: %s", dict(offsets), answer)
+            else:
+                self._contact_s = self._now()
+            done(not isinstance(answer, BaseException))
+
+        try:
+            self._consumer.commit_async(self._to_commit(offsets, metadata), callback=answered)
+        except KafkaError as error:
+            answered(None, error)
+            self._raise_if_fatal(error)
+
+    def rewind(self, reason: str) -> None:
+        """Take work since the last commit back: partitions are lost, and assigned anew at its offsets."""
+        self.rebuilds[reason] += 1
+        log.warning("taking partitions %s back to their committed offsets: %s", sorted(self.epochs), reason)
+        if self._consumer is None or not self._guarded(self._seek_to_committed, self._consumer):
+            self._abandon()
+
+    def rebuild(self, reason: str) -> None:
+        """Throw the client away and join the group with a new one."""
+        self.rebuilds[reason] += 1
+        log.warning("rebuilding the consumer: %s", reason)
+        self._abandon()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Leave the group. Never raises."""
+        self._drop_client(timeout_s)
+        self.epochs.clear()
+
+    # -- the client
+
+    def _connect(self, timeout_s: float) -> Consumer | None:
+        wait_s = self._retry_at_s - self._now()
+        if wait_s > 0:
+            time.sleep(min(wait_s, timeout_s))
+            return None
+        assignor = CooperativeStickyAssignor()
+        settings = member_settings(self.spec) | {
+            "partition_assignment_strategy": [assignor],
+            "bootstrap_timeout_ms": round(_CONNECT_SLICE_S * 1000),
+        }
+        try:
+            consumer = Consumer(**settings)
+            consumer.subscribe([self.topic], listener=_Listener(self, consumer, assignor))
+        except Exception as error:  # see the head of this file
+            self._failed(error)
+            return None
+        self._consumer = consumer
+        self._contact_s = self._now()
+        return consumer
+
+    def _failed(self, error: BaseException) -> None:
+        self._raise_if_fatal(error)
+        if self._consumer is None:
+            log.warning("no broker answers at %s: %s", self.spec.bootstrap_servers, error)
+        else:
+            self.rebuilds["error"] += 1
+            log.warning("rebuilding the consumer after %s: %s", type(error).__name__, error)
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """Without a client nothing is ours: say so; connect again after a pause that grows."""
+        self._drop_client(timeout_s=1.0)
+        self._lose(self.assigned)
+        self._retry_at_s = self._now() + _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]
+        self._failures += 1
+
+    def _drop_client(self, timeout_s: float) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is None:
+            return
+        try:
+            consumer.close(autocommit=False, timeout_ms=round(timeout_s * 1000))
+        except Exception as error:  # it may fail in any way; its threads have to end
+            log.info("closing the consumer failed: %s", error)
+            consumer._client.close()  # noqa: SLF001
+        commits, self._commits = self._commits, []
+        for done in commits:
+            done(False)
+
+    def _guarded(self, step: Callable[..., None], *arguments: Any) -> bool:
+        """Run a step that asks the broker; False if nobody answered. Surprises end in a new client."""
+        try:
+            step(*arguments)
+        except KafkaError as error:
+            self._raise_if_fatal(error)
+            log.info("no answer: %s", error)
+            return False
+        return True
+
+    def _raise_if_fatal(self, error: BaseException) -> None:
+        ours = fatal(error)
+        if ours is not None:
+            self._drop_client(timeout_s=1.0)
+            raise ours from error
+
+    # -- positions
+
+    def _move(self, consumer: Consumer, error: KafkaError) -> None:
+        """Set by policy the positions that the library has none for."""
+        if isinstance(error, NoOffsetForPartitionError):
+            self._start(consumer, sorted(error.args[0]))
+        elif isinstance(error, OffsetOutOfRangeError):
+            self._out_of_range(consumer, error.args[0])
+        elif isinstance(error, LogTruncationError):
+            for partition, safe in error.divergent_offsets.items():
+                if safe is None:
+                    self._out_of_range(consumer, {partition: consumer.position(partition)})
+                else:
+                    self._seek(consumer, {partition: safe.offset}, MoveReason.TRUNCATED)
+
+    def _start(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Where to begin without a commit; committed at once, so that "latest" is decided only once."""
+        if self.spec.start == "earliest":
+            offsets = consumer.beginning_offsets(partitions, timeout_ms=_CALL_TIMEOUT_MS)
+        else:
+            offsets = consumer.end_offsets(partitions, timeout_ms=_CALL_TIMEOUT_MS)
+        if self.spec.start == "time" and self.spec.start_time is not None:
+            since_ms = max(0, round(self.spec.start_time.timestamp() * 1000))
+            found = consumer.offsets_for_times(
+                dict.fromkeys(partitions, since_ms), timeout_ms=_CALL_TIMEOUT_MS
+            )
+            offsets |= {partition: at.offset for partition, at in found.items() if at is not None}
+        consumer.commit(
+            {partition: OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()},
+            timeout_ms=_CALL_TIMEOUT_MS,
+        )
+        self._seek(consumer, offsets, MoveReason.START)
+
+    def _out_of_range(self, consumer: Consumer, wanted: Mapping[TopicPartition, int]) -> None:
+        partitions = list(wanted)
+        first = consumer.beginning_offsets(partitions, timeout_ms=_CALL_TIMEOUT_MS)
+        if self.spec.out_of_range == "stop":
+            gone = ", ".join(f"{p.topic}/{p.partition}: {wanted[p]}, first is {first[p]}" for p in partitions)
+            raise BrokerError(
+                f"offsets are no longer on the log ({gone}); reset the group's offsets, or set "
+                'kafka.out_of_range to "earliest" or "latest"'
+            )
+        if self.spec.out_of_range == "earliest":
+            offsets = first
+        else:
+            offsets = consumer.end_offsets(partitions, timeout_ms=_CALL_TIMEOUT_MS)
+        self._seek(consumer, offsets, MoveReason.OUT_OF_RANGE, wanted)
+
+    def _seek(
+        self,
+        consumer: Consumer,
+        offsets: Mapping[TopicPartition, int],
+        reason: MoveReason,
+        wanted: Mapping[TopicPartition, int] | None = None,
+    ) -> None:
+        for partition, offset in sorted(offsets.items()):
+            consumer.seek(partition, offset)
+            was = (wanted or {}).get(partition)
+            self._changes.append(Moved(partition.partition, was, offset, reason))
+            log.info("%s/%d: reading from %d (%s, was %s)", *partition, offset, reason, was)
+
+    def _seek_to_committed(self, consumer: Consumer) -> None:
+        ours = self.assigned
+        committed = self.committed(ours)
+        if committed is None or set(committed) != ours:
+            raise KafkaError("the committed offsets are not known")
+        self._lose(ours)
+        consumer.pause(*self._tps(ours))
+        for partition, (offset, _) in committed.items():
+            consumer.seek(self._tp(partition), offset)
+        self._gain(ours)
+
+    # -- partitions
+
+    def _gain(self, partitions: frozenset[int]) -> None:
+        self._epoch += 1
+        self.epochs.update(dict.fromkeys(partitions, self._epoch))
+        self._changes.append(Assigned(partitions))
+
+    def _lose(self, partitions: frozenset[int]) -> None:
+        self._forget(partitions)
+        if partitions:
+            self._changes.append(Lost(partitions))
+
+    def _hand_over(self, consumer: Consumer, partitions: frozenset[int]) -> None:
+        finished = self.before_revoke(partitions)
+        if finished:  # sent before the request that rejoins the group, on the same connection
+            consumer.commit_async(self._to_commit(finished, ""))
+        self._forget(partitions)
+        self._changes.append(Revoked(partitions))
+
+    def _forget(self, partitions: Iterable[int]) -> None:
+        for partition in partitions:
+            self.epochs.pop(partition, None)
+        self._progress.forget(partitions)
+
+    def _watch(self, consumer: Consumer, gave: list[int]) -> None:
+        """Notice partitions that have lag and give nothing, and brokers that no longer answer."""
+        if gave:
+            self._contact_s = self._now()
+            self._progress.restart(gave)
+        paused = (
+            {partition.partition for partition in consumer.paused()} if self._progress.due() else set[int]()
+        )
+        suspects = self._progress.suspects(self.assigned - paused)
+        if not suspects:
+            return
+        ends = consumer.end_offsets(self._tps(suspects), timeout_ms=_CALL_TIMEOUT_MS)
+        behind = [p for p in suspects if (self.position(p) or 0) < ends[self._tp(p)]]
+        self._progress.restart(suspects)
+        if behind:
+            self._progress.be_patient()
+            self.rebuild("stalled")
+
+    def _state(self, partition: int) -> Any:
+        """The library's own record of a partition: its public accessors may block on the network."""
+        if self._consumer is None:
+            return None
+        return self._consumer._subscription.assignment.get(self._tp(partition))  # noqa: SLF001
+
+    def _tp(self, partition: int) -> TopicPartition:
+        return TopicPartition(self.topic, partition)
+
+    def _tps(self, partitions: Iterable[int]) -> list[TopicPartition]:
+        return [self._tp(partition) for partition in partitions]
+
+    def _ours(self, partitions: Iterable[int]) -> list[TopicPartition]:
+        return self._tps(partition for partition in partitions if partition in self.epochs)
+
+    def _to_commit(
+        self, offsets: Mapping[int, int], metadata: str
+    ) -> dict[TopicPartition, OffsetAndMetadata]:
+        return {self._tp(p): OffsetAndMetadata(offset, metadata, -1) for p, offset in offsets.items()}
+
+
+class _Listener(ConsumerRebalanceListener):
+    """Runs on the client's thread while the caller waits in `poll`: notes changes, pauses what is new."""
+
+    def __init__(self, source: Source, consumer: Consumer, assignor: CooperativeStickyAssignor) -> None:
+        self._source = source
+        self._consumer = consumer
+        self._assignor = assignor
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        if self._current():
+            self._consumer.pause(*assigned)
+            self._source._gain(_numbers(assigned))  # noqa: SLF001
+
+    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        if self._current():
+            self._source._hand_over(self._consumer, _numbers(revoked))  # noqa: SLF001
+
+    def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
+        self._assignor.member_assignment = None  # else we would claim them when we join again
+        if self._current():
+            self._source._lose(_numbers(lost))  # noqa: SLF001
+
+    def _current(self) -> bool:
+        """A client that was thrown away has no say any more."""
+        return self._source._consumer is self._consumer  # noqa: SLF001
+
+
+class _Progress:
+    """When each partition last gave a record; `suspects` are those that have been silent for too long."""
+
+    def __init__(self, stall_s: float, now: Callable[[], float]) -> None:
+        self._now = now
+        self._stall_s = stall_s
+        self._patience = 1.0
+        self._last: dict[int, float] = {}
+        self._look_at_s = now() + stall_s / 4
+
+    def due(self) -> bool:
+        return self._now() >= self._look_at_s
+
+    def suspects(self, reading: Collection[int]) -> list[int]:
+        """Those of the partitions being read that gave nothing for the stall time."""
+        if not self.due():
+            return []
+        now = self._now()
+        self._look_at_s = now + self._stall_s / 4
+        limit = now - self._stall_s * self._patience
+        return [partition for partition in reading if self._last.setdefault(partition, now) < limit]
+
+    def restart(self, partitions: Iterable[int]) -> None:
+        self._last.update(dict.fromkeys(partitions, self._now()))
+
+    def forget(self, partitions: Iterable[int]) -> None:
+        for partition in partitions:
+            self._last.pop(partition, None)
+
+    def be_patient(self) -> None:
+        """A new client may not help either: wait longer before the next one."""
+        self._patience = min(8.0, self._patience * 2)
+
+
+def _numbers(partitions: Iterable[TopicPartition]) -> frozenset[int]:
+    return frozenset(partition.partition for partition in partitions)
