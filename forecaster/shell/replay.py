@@ -1,0 +1,323 @@
+"""The two ends of the daemon without a broker: ticks from a file or a list, messages into a list.
+
+In come a CSV or Parquet file, or records; out go the same `Record`s that a topic would give, so that a
+backtest, a benchmark and a test take the way that every tick takes, decoding included. No file is written
+here.
+"""
+
+import csv
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import orjson
+
+from forecaster.core.tick import Tick, TickSpec, make_decoder
+from forecaster.errors import DataError
+from forecaster.shell.kafka.record import Assigned, Change, Lost, Record
+from forecaster.shell.kafka.spec import KafkaSpec
+
+_FAR_MS = 2**53  # a record time that no event time is ahead of
+_JSON_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
+
+
+# --- files
+# -------------------------------------------------------------------------------------------------------
+
+
+def read_ticks(path: Path, spec: TickSpec, topic: str = "ticks", partitions: int = 1) -> list[Record]:
+    """The rows of a CSV (with a header) or Parquet file as records in time order, offsets from 0 on.
+
+    Columns are found by the configured field names or else as series, ts, value; all others go along under
+    their own names. Rows of all series are merged by event time, each keyed by its series and with its event
+    time as the record's. A row that is late within its series stays behind the row that overtook it, and what
+    is no tick keeps its place too: both are for the reader of the records to judge. DataError names what the
+    file lacks.
+    """
+    decode = make_decoder(spec)
+    newest_s: dict[str, float] = {}
+    rows: list[tuple[float, str, bytes]] = []
+    now_s = -math.inf
+    for series, text in _rows(path, spec):
+        tick = decode(series.encode(), text, _FAR_MS)
+        if isinstance(tick, Tick):
+            now_s = newest_s[series] = max(newest_s.get(series, -math.inf), tick.time_s)
+        rows.append((now_s, series, text))
+    if not newest_s:
+        raise DataError(f"{path}: no row is a tick; the first says: {_first_problem(rows, decode)}")
+    rows.sort(key=lambda row: row[0])  # stable: ties keep the order of the file
+    offsets: Counter[int] = Counter()
+    records: list[Record] = []
+    for time_s, series, text in rows:
+        partition = crc32(series.encode()) % partitions
+        timestamp_ms = max(0, math.ceil(time_s * 1e3)) if math.isfinite(time_s) else 0
+        records.append(Record(topic, partition, offsets[partition], timestamp_ms, series.encode(), text))
+        offsets[partition] += 1
+    return records
+
+
+def _first_problem(rows: list[tuple[float, str, bytes]], decode: Callable[..., Any]) -> str:
+    return decode(rows[0][1].encode(), rows[0][2], _FAR_MS).message if rows else "the file has no rows"
+
+
+def _rows(path: Path, spec: TickSpec) -> Iterator[tuple[str, bytes]]:
+    """(series, message) for each row, in the order of the file."""
+    read = _parquet if path.suffix.lower() in {".parquet", ".pq"} else _csv
+    rows = read(path)
+    header = next(rows)
+    names = [_field_of(column, header, spec) for column in header]
+    series_at = _find(path, header, "series", spec.series)
+    _find(path, header, "value", spec.value)
+    if spec.time:
+        _find(path, header, "ts", spec.time)
+    keys = [orjson.dumps(name) + b":" for name in names]
+    for row in rows:
+        if len(row) != len(header):
+            raise DataError(f"{path}: a row has {len(row)} columns, the header {len(header)}: {row[:5]!r}")
+        texts = [orjson.dumps(str(cell)) if i == series_at else _json(cell) for i, cell in enumerate(row)]
+        yield str(row[series_at]), b"{" + b",".join(map(bytes.__add__, keys, texts)) + b"}"
+
+
+def _csv(path: Path) -> Iterator[Sequence[str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = next(reader, None)
+            if header is None:
+                raise DataError(f"{path}: the file is empty; expected a header with series, ts, value")
+            yield [name.strip() for name in header]
+            yield from filter(None, reader)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: is not a CSV file in UTF-8: {error}") from error
+
+
+def _parquet(path: Path) -> Iterator[Sequence[Any]]:
+    try:
+        import pyarrow as arrow  # noqa: PLC0415 - an extra
+        from pyarrow import parquet  # noqa: PLC0415
+    except ImportError as error:
+        raise DataError(
+            f"{path}: reading Parquet needs the extra: pip install 'forecaster[parquet]'"
+        ) from error
+    try:
+        table = parquet.read_table(path)
+    except (OSError, arrow.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    yield table.column_names
+    columns = [
+        column.cast(arrow.timestamp("ns")).cast(arrow.int64()).to_numpy() / 1e9
+        if arrow.types.is_timestamp(column.type)
+        else column.to_pylist()
+        for column in table.columns
+    ]
+    yield from zip(*columns, strict=True)
+
+
+def _find(path: Path, header: Sequence[str], default: str, name: str) -> int:
+    for candidate in (name, default):
+        if candidate in header:
+            return header.index(candidate)
+    expected = repr(default) if name in {"", default} else f"{name!r} or {default!r}"
+    raise DataError(f"{path}: no column {expected}; there are {', '.join(map(repr, header[:10]))}")
+
+
+def _field_of(column: str, header: Sequence[str], spec: TickSpec) -> str:
+    """The field name of a column: the configured one where the file uses ours."""
+    roles = {"series": spec.series, "ts": spec.time, "value": spec.value}
+    configured = roles.get(column, "")
+    return configured if configured and configured not in header else column
+
+
+def _json(cell: object) -> bytes:
+    """A cell as JSON: numbers as they are written, nothing as null, the rest as text."""
+    text = str(cell).strip()
+    if cell is None or not text:
+        return b"null"
+    if _JSON_NUMBER.fullmatch(text):
+        return text.encode()
+    try:
+        number = float(text)
+    except ValueError:
+        return orjson.dumps(text)
+    return repr(number).encode() if math.isfinite(number) else b"NaN"  # which the decoder refuses by name
+
+
+# --- lists
+# -------------------------------------------------------------------------------------------------------
+
+
+class ListSource:
+    """Records from a list, in place of a consumer: all partitions are assigned at the first poll, paused.
+
+    `finished` is true when every record was given. Nothing blocks, so timeouts are ignored.
+    """
+
+    def __init__(self, records: Iterable[Record], spec: KafkaSpec | None = None) -> None:
+        self.spec = spec or KafkaSpec.model_validate({})
+        self.epochs: dict[int, int] = {}
+        self.rebuilds: Counter[str] = Counter()
+        self.before_revoke: Callable[[frozenset[int]], Mapping[int, int]] = lambda _: {}
+        self.connected = True
+        self.last_contact_s = 0.0
+        self.commits: dict[int, int] = {}
+        self._log: dict[int, list[Record]] = {}
+        for record in records:
+            self._log.setdefault(record.partition, []).append(record)
+        self.topic = next((log[0].topic for log in self._log.values()), "ticks")
+        self._next = dict.fromkeys(self._log, 0)
+        self._paused: set[int] = set(self._log)
+        self._changes: list[Change] = []
+
+    def poll(self, timeout_s: float) -> list[Record]:
+        """The next records of resumed partitions, at most `max_poll_records`, grouped by partition."""
+        del timeout_s
+        if not self.epochs:
+            self._assign()
+        records: list[Record] = []
+        for partition in sorted(self.assigned - self._paused):
+            room = self.spec.max_poll_records - len(records)
+            batch = self._log[partition][self._next[partition] :][:room]
+            self._next[partition] += len(batch)
+            records += batch
+        return records
+
+    def changes(self) -> list[Change]:
+        """What happened to partitions since the last call."""
+        changes, self._changes = self._changes, []
+        return changes
+
+    def pause(self, partitions: Collection[int]) -> None:
+        """Give no records of these until they are resumed."""
+        self._paused |= set(partitions)
+
+    def resume(self, partitions: Collection[int]) -> None:
+        """Give records of these from now on."""
+        self._paused -= set(partitions)
+
+    @property
+    def assigned(self) -> frozenset[int]:
+        """Partitions that are ours: all there are."""
+        return frozenset(self.epochs)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every record was given."""
+        return all(self._next[partition] >= len(log) for partition, log in self._log.items())
+
+    def position(self, partition: int) -> int | None:
+        """The offset of the next record."""
+        if partition not in self._log:
+            return None
+        log, at = self._log[partition], self._next[partition]
+        return log[at].offset if at < len(log) else log[-1].offset + 1
+
+    def positions(self) -> dict[int, int]:
+        """The offsets of the next records."""
+        return {partition: at for partition in self._log if (at := self.position(partition)) is not None}
+
+    def lag(self) -> dict[int, int]:
+        """Records that were not given yet, by partition."""
+        return {partition: len(log) - self._next[partition] for partition, log in self._log.items()}
+
+    def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str]]:
+        """What `commit` noted, with empty metadata."""
+        return {p: (self.commits[p], "") for p in partitions if p in self.commits}
+
+    def commit(self, offsets: Mapping[int, int], metadata: str = "", timeout_s: float = 5.0) -> bool:
+        """Note the offsets."""
+        del metadata, timeout_s
+        self.commits |= offsets
+        return True
+
+    def commit_soon(
+        self, offsets: Mapping[int, int], done: Callable[[bool], None], metadata: str = ""
+    ) -> None:
+        """Note the offsets."""
+        done(self.commit(offsets, metadata))
+
+    def rewind(self, reason: str) -> None:
+        """Give again what is not committed."""
+        self.rebuilds[reason] += 1
+        self._changes.append(Lost(self.assigned))
+        for partition, log in self._log.items():
+            self._next[partition] = sum(r.offset < self.commits.get(partition, 0) for r in log)
+        self._assign()
+
+    rebuild = rewind
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Own nothing."""
+        del timeout_s
+        self.epochs.clear()
+
+    def _assign(self) -> None:
+        self.epochs = {partition: self.epochs.get(partition, 0) + 1 for partition in self._log}
+        self._paused = set(self._log)
+        self._changes.append(Assigned(self.assigned))
+
+
+class Message(NamedTuple):
+    """A message as it would have gone to a topic."""
+
+    topic: str
+    value: bytes | None
+    key: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+    partition: int | None = None
+    timestamp_ms: int | None = None
+
+
+class ListSink:
+    """Messages into a list, in place of a producer; each is acknowledged as soon as it is sent."""
+
+    def __init__(self, spec: KafkaSpec | None = None) -> None:
+        self.spec = spec or KafkaSpec.model_validate({})
+        self.messages: list[Message] = []
+        self.failure: Exception | None = None
+        self.outstanding = 0
+        self.outstanding_bytes = 0
+
+    @property
+    def sent(self) -> int:
+        """Messages sent."""
+        return len(self.messages)
+
+    @property
+    def acknowledged(self) -> int:
+        """Messages acknowledged: all of them."""
+        return len(self.messages)
+
+    def send(self, topic: str, value: bytes | None, key: bytes | None, **more: Any) -> None:
+        """Append a message; `more` as in `Message`."""
+        self.messages.append(Message(topic, value, key, **more))
+
+    def of(self, topic: str) -> list[Message]:
+        """The messages of one topic, in order."""
+        return [message for message in self.messages if message.topic == topic]
+
+    def room(self) -> bool:
+        """Always."""
+        return True
+
+    def settle(self) -> int:
+        """How many are acknowledged."""
+        return self.acknowledged
+
+    def when_done(self, called: Callable[[float], None]) -> None:
+        """At once; nothing was waited for."""
+        called(0.0)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Nothing to wait for."""
+        del timeout_s
+        return True
+
+    def close(self, timeout_s: float) -> None:
+        """Nothing to end; the messages stay."""
+        del timeout_s

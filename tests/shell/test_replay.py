@@ -1,0 +1,156 @@
+"""A file gives the records that a topic would give: in time order, with offsets, junk and late rows too."""
+
+import json
+from pathlib import Path
+
+import pyarrow as arrow
+import pytest
+from pyarrow import parquet
+
+from forecaster.core.tick import Reason, Reject, Tick, TickSpec, make_decoder
+from forecaster.errors import DataError
+from forecaster.shell.kafka.record import Assigned, Lost, Record
+from forecaster.shell.kafka.spec import KafkaSpec
+from forecaster.shell.replay import ListSink, ListSource, read_ticks
+
+SPEC = TickSpec()
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "ticks.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def decoded(records: list[Record], spec: TickSpec = SPEC) -> list[Tick | Reject]:
+    decode = make_decoder(spec)
+    return [decode(record.key, record.value, record.timestamp_ms) for record in records]
+
+
+def test_series_are_merged_by_time(tmp_path: Path) -> None:
+    path = write(tmp_path, "series,ts,value\na,10,1\na,30,2\na,40.5,3\nb,20,4\nb,30,5\n")
+    records = read_ticks(path, SPEC)
+    ticks = [(t.series, t.time_s, t.value) for t in decoded(records) if isinstance(t, Tick)]
+    assert ticks == [("a", 10, 1), ("b", 20, 4), ("a", 30, 2), ("b", 30, 5), ("a", 40.5, 3)]
+    assert [record.offset for record in records] == [0, 1, 2, 3, 4]
+    assert [record.key for record in records] == [b"a", b"b", b"a", b"b", b"a"]
+    assert records[-1].timestamp_ms == 40_500
+
+
+def test_partitions_keep_a_series_together_and_count_their_own_offsets(tmp_path: Path) -> None:
+    rows = "".join(f"s{i % 7},{i},{i}\n" for i in range(70))
+    records = read_ticks(write(tmp_path, "series,ts,value\n" + rows), SPEC, partitions=3)
+    homes = {record.key: record.partition for record in records}
+    assert all(record.partition == homes[record.key] for record in records)
+    for partition in range(3):
+        offsets = [record.offset for record in records if record.partition == partition]
+        assert offsets == list(range(len(offsets)))
+
+
+def test_late_rows_stay_late_and_junk_keeps_its_place(tmp_path: Path) -> None:
+    path = write(tmp_path, "series,ts,value\na,10,1\na,30,2\na,20,3\na,x,4\na,40,nan\na,40,\na,50,5\n")
+    answers = decoded(read_ticks(path, SPEC))
+    assert [a.value if isinstance(a, Tick) else a.reason for a in answers] == [
+        1, 2, 3, Reason.WRONG_TYPE, Reason.NOT_FINITE, Reason.NULL, 5,
+    ]  # fmt: skip
+
+
+def test_configured_names_and_other_columns(tmp_path: Path) -> None:
+    path = write(tmp_path, "ts,id,temp,v\n2020-01-01T00:00:00Z,a,21.5,.5\n")
+    spec = TickSpec(series="id", value="v", covariates=("temp",))
+    assert decoded(read_ticks(path, spec), spec) == [Tick("a", 1_577_836_800.0, 0.5, None, (21.5,))]
+    ours = write(tmp_path, "series,ts,value\n7,5,1\n")
+    spec = TickSpec(series="id", value="v", time="at")
+    assert decoded(read_ticks(ours, spec), spec) == [Tick("7", 5.0, 1.0)]
+
+
+def test_key_and_record_time_take_the_place_of_fields(tmp_path: Path) -> None:
+    spec = TickSpec(series="", time="ts")
+    assert decoded(read_ticks(write(tmp_path, "series,ts,value\na,5,1\n"), spec), spec) == [
+        Tick("a", 5.0, 1.0)
+    ]
+
+
+def test_parquet_reads_like_csv(tmp_path: Path) -> None:
+    path = tmp_path / "ticks.parquet"
+    times = arrow.array([1_000_500, 2_000_000], arrow.timestamp("ms"))
+    parquet.write_table(arrow.table({"series": ["b", "a"], "ts": times, "value": [1.5, None]}), path)
+    first, second = read_ticks(path, SPEC)
+    assert decoded([first]) == [Tick("b", 1000.5, 1.5)]
+    assert json.loads(second.value or b"") == {"series": "a", "ts": 2000.0, "value": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        ("series,ts,value\n", "no rows"),
+        ("series,time,value\na,1,2\n", "no column 'ts'; there are 'series', 'time', 'value'"),
+        ("series,ts,value\na,1\n", "2 columns, the header 3"),
+        ("series,ts,value\na,noon,2\n", "'ts' is 'noon'"),
+    ],
+)
+def test_files_that_cannot_be_used_say_why(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_ticks(write(tmp_path, text), SPEC)
+
+
+def test_missing_and_undecodable_files_say_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file"):
+        read_ticks(tmp_path / "none.csv", SPEC)
+    (tmp_path / "none.parquet").write_bytes(b"no")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_ticks(tmp_path / "none.parquet", SPEC)
+    (tmp_path / "odd.csv").write_bytes(b"series,ts,value\n\xff,1,2\n")
+    with pytest.raises(DataError, match="UTF-8"):
+        read_ticks(tmp_path / "odd.csv", SPEC)
+
+
+def records(*partitions: int) -> list[Record]:
+    counts = dict.fromkeys(partitions, -1)
+    found: list[Record] = []
+    for partition in partitions:
+        counts[partition] += 1
+        found.append(Record("t", partition, counts[partition], 0, b"k", b"v"))
+    return found
+
+
+def test_a_list_source_pauses_resumes_and_ends() -> None:
+    source = ListSource(records(0, 1, 0, 1, 0), KafkaSpec(max_poll_records=2))
+    assert source.poll(0.0) == []
+    assert source.changes() == [Assigned(frozenset({0, 1}))]
+    source.resume({0})
+    assert [(r.partition, r.offset) for r in source.poll(0.0)] == [(0, 0), (0, 1)]
+    assert source.positions() == {0: 2, 1: 0}
+    assert source.lag() == {0: 1, 1: 2}
+    source.resume({1})
+    assert [(r.partition, r.offset) for r in source.poll(0.0)] == [(0, 2), (1, 0)]
+    assert not source.finished
+    assert [(r.partition, r.offset) for r in source.poll(0.0)] == [(1, 1)]
+    assert source.finished
+    assert source.position(1) == 2
+
+
+def test_a_rewound_list_source_gives_again_what_was_not_committed() -> None:
+    source = ListSource(records(0, 0, 0))
+    source.poll(0.0)
+    source.changes()
+    source.resume({0})
+    source.poll(0.0)
+    assert source.commit({0: 2})
+    before = dict(source.epochs)
+    source.rewind("test")
+    assert source.changes() == [Lost(frozenset({0})), Assigned(frozenset({0}))]
+    assert source.epochs != before
+    source.resume({0})
+    assert [r.offset for r in source.poll(0.0)] == [2]
+    assert source.committed([0]) == {0: (2, "")}
+
+
+def test_a_list_sink_keeps_what_was_sent() -> None:
+    sink = ListSink()
+    sink.send("a", b"1", b"k", headers=[("h", b"x")])
+    sink.send("b", None, None, partition=3)
+    assert [message.value for message in sink.of("a")] == [b"1"]
+    assert sink.messages[1].partition == 3
+    assert sink.sent == sink.acknowledged == sink.settle() == 2
