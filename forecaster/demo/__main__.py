@@ -1,0 +1,241 @@
+"""`python -m forecaster.demo`: starts broker, source and daemon as processes of their own, and shows what
+happens.
+
+What it starts ends with it, and nothing is left behind: all files are in one temporary directory. On a
+terminal the view is drawn in place; elsewhere plain lines are printed. No forecasting and no Kafka client
+here.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from forecaster.demo.broker import LOOPBACK, SESSION_TIMEOUT_S, Broker, free_port
+from forecaster.demo.figures import Figures
+from forecaster.demo.processes import Child
+from forecaster.demo.simulate import PRICES, SENSORS
+from forecaster.demo.ticks import DEFAULT_RATE
+from forecaster.demo.view import Stages, State, line, screen
+from forecaster.errors import ForecasterError
+from forecaster.shell.kafka.admin import Admin
+from forecaster.shell.kafka.log import Follower
+from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
+from forecaster.shell.prediction import decode
+
+PARTITIONS = 2
+FRAME_S = 0.25
+SCRAPE_S = 1.0
+LINE_S = 5.0
+HISTORY_TIMEOUT_S = 120.0
+
+CONFIG = """\
+[kafka]
+bootstrap_servers = "{bootstrap_servers}"
+group_id = "forecaster-demo"
+start = "earliest"
+session_timeout_s = {session_timeout_s}
+
+[training]
+on_start = true
+
+[http]
+port = {port}
+"""
+
+
+class Demo:
+    """The processes and what is known of them. What has to be undone goes onto `stack`."""
+
+    def __init__(self, arguments: argparse.Namespace, console: Console, stack: ExitStack) -> None:
+        self._arguments = arguments
+        self._console = console
+        self._stack = stack
+        self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="forecaster-demo-")))
+        self._url = f"http://{LOOPBACK}:{free_port()}"
+        simulated = () if arguments.data else tuple(series.series for series in (*SENSORS, *PRICES))
+        source = arguments.data.name if arguments.data else "simulated sensors and prices"
+        self.state = State(source, Figures(self._url), Stages(time.monotonic()), order=simulated)
+
+    def start(self) -> None:
+        """Bring up everything, in order; what has been reached is printed."""
+        self._broker = Broker(self._directory)
+        self._stack.callback(self._broker.stop)
+        self._kafka = KafkaSpec(bootstrap_servers=self._broker.bootstrap_servers, client_id="demo")
+        self._create_topics()
+        self._reach("broker")
+        self._source = self._start_source()
+        ticks = self._await_history()
+        self._reach("history")
+        self._say(f"the log holds {ticks:,} ticks of history; from now on {self._arguments.rate:g} a second")
+        self.state.stages.daemon_started(time.monotonic())
+        self._daemon = self._start_daemon()
+        self._follower = Follower(self._kafka, {TopicsSpec().predictions: "beginning"})
+        self._stack.callback(self._follower.close)
+        self.state.hint = (
+            f"Ctrl-C ends · retrain now: kill -USR1 {self._daemon.pid} · metrics: {self._url}/metrics"
+        )
+
+    def watch(self) -> None:
+        """Show what happens until the time is over; KeyboardInterrupt ends it too."""
+        seconds = self._arguments.seconds
+        until = time.monotonic() + seconds if seconds else float("inf")
+        next_scrape = 0.0
+        with self._canvas() as draw:
+            while (now := time.monotonic()) < until:
+                if now >= next_scrape:
+                    self.state.figures.read()
+                    next_scrape = now + SCRAPE_S
+                self._take_predictions()
+                self._note_stages()
+                self._check_children()
+                draw()
+
+    def summary(self) -> None:
+        """What there was to see at the end, on the normal screen."""
+        if not self.state.series:
+            return
+        console = self._console
+        console.print(screen(self.state, time.monotonic(), console.width, None))
+
+    # --- starting ----------------------------------------------------------------------------------------
+
+    def _create_topics(self) -> None:
+        admin = Admin(self._kafka)
+        admin.create_missing(TopicsSpec(create_partitions=PARTITIONS, create_replication=1))
+        admin.close()
+
+    def _start_source(self) -> Child:
+        arguments = ["--bootstrap", self._broker.bootstrap_servers, "--rate", str(self._arguments.rate)]
+        if self._arguments.data:
+            arguments += ["--data", str(self._arguments.data)]
+        return self._start("ticks", [sys.executable, "-m", "forecaster.demo.ticks", *arguments])
+
+    def _await_history(self) -> int:
+        """The number of ticks that the source has filled the log with."""
+        deadline = time.monotonic() + HISTORY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            for line_ in self._source.output.read_text().splitlines():
+                if line_.startswith("{"):
+                    return int(json.loads(line_)["ticks"])
+            self._check(self._source)
+            time.sleep(0.05)
+        raise ForecasterError(f"the log was not filled within {HISTORY_TIMEOUT_S:.0f} s")
+
+    def _start_daemon(self) -> Child:
+        path = self._directory / "forecaster.toml"
+        path.write_text(
+            CONFIG.format(
+                bootstrap_servers=self._broker.bootstrap_servers,
+                session_timeout_s=SESSION_TIMEOUT_S,
+                port=self._url.rpartition(":")[2],
+            )
+        )
+        return self._start("daemon", [sys.executable, "-m", "forecaster", "run", "--config", str(path)])
+
+    def _start(self, name: str, command: list[str]) -> Child:
+        child = Child(command, self._directory / f"{name}.log")
+        self._stack.callback(child.stop)
+        return child
+
+    # --- watching ----------------------------------------------------------------------------------------
+
+    def _take_predictions(self) -> None:
+        for record in self._follower.poll(FRAME_S / 2):
+            if record.value is not None:
+                self.state.add(decode(record.value))
+
+    def _note_stages(self) -> None:
+        state = self.state
+        newest = [scores.newest for scores in state.series.values()]
+        if state.figures.ready:
+            self._reach("ready")
+        if newest:  # of any series
+            self._reach("first forecast")
+        if any(prediction and prediction.status == "ok" for prediction in newest):
+            self._reach("first trained network")
+
+    def _check_children(self) -> None:
+        self._check(self._daemon)
+        self._check(self._broker.child)
+        if self._source.exit_code == 0:
+            self.state.source = f"{self._arguments.data.name}, played to its end"
+        else:
+            self._check(self._source)
+
+    def _check(self, child: Child) -> None:
+        if child.exit_code is not None:
+            raise ForecasterError(f"{child.name} ended with {child.exit_code}:\n{child.tail()}")
+
+    # --- showing -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _canvas(self) -> Generator[Callable[[], None]]:
+        """What to call when there is something new: it draws in place, or prints a line now and then."""
+        console, state = self._console, self.state
+        next_line = time.monotonic() + LINE_S
+
+        def print_line() -> None:
+            nonlocal next_line
+            if (now := time.monotonic()) >= next_line:
+                next_line += LINE_S
+                self._say(line(state, now))
+
+        if not console.is_terminal:
+            yield print_line
+            return
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            yield lambda: live.update(
+                screen(state, time.monotonic(), console.width, console.height), refresh=True
+            )
+
+    def _reach(self, stage: str) -> None:
+        sentence = self.state.stages.reach(stage, time.monotonic())
+        if sentence is not None and not (self._console.is_terminal and self.state.hint):
+            self._say(sentence)
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run until Ctrl-C, SIGTERM, a closed terminal, or `--seconds`."""
+    parser = argparse.ArgumentParser(prog="python -m forecaster.demo", description="forecaster, live")
+    parser.add_argument("--data", type=Path, help="play this CSV file (series, ts, value) in time order")
+    parser.add_argument("--rate", type=float, default=DEFAULT_RATE, help="ticks a second")
+    parser.add_argument("--seconds", type=float, help="end by itself, so long after the daemon's start")
+    arguments = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    console = Console()
+    try:
+        _run(arguments, console)
+    except ForecasterError as error:
+        console.print(f"{type(error).__name__}: {error}", style="red", highlight=False, markup=False)
+        sys.exit(error.exit_code)
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> None:
+    with ExitStack() as stack:
+        demo = Demo(arguments, console, stack)
+        try:
+            demo.start()
+            demo.watch()
+        except KeyboardInterrupt:
+            pass  # the usual way to end it
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # what follows is short, and must not be cut off
+        demo.summary()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""State of the demo -> what the terminal shows: figures above, a row for each series below. Draws,
+decides nothing.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from forecaster.demo.figures import Figures
+from forecaster.demo.scores import Band, SeriesScores
+from forecaster.shell.prediction import Prediction
+
+WIDE = 118  # columns from which on there is room for bands in full and for curves
+HEADER_LINES = 14  # above and below the rows of the table
+PAST_STEPS = 24  # of a curve
+BARS = "▁▂▃▄▅▆▇█"
+STATUS_STYLE = {"cold": "blue", "warming": "yellow", "ok": "green", "fallback": "red"}
+STATUS_MEANS = {"cold": "no history", "warming": "warming up", "ok": "network", "fallback": "without network"}
+CLOSE = 0.02  # a skill this small is none
+
+
+@dataclass
+class Stages:
+    """What has been reached, and when: the first ones from the demo's start, the others from the daemon's."""
+
+    started_s: float
+    daemon_s: float | None = None
+    reached: dict[str, float] = field(default_factory=dict)
+
+    def daemon_started(self, now_s: float) -> None:
+        """From here on the daemon's time counts."""
+        self.daemon_s = now_s
+
+    def reach(self, stage: str, now_s: float) -> str | None:
+        """Note a stage; a sentence about it the first time, None after that."""
+        if stage in self.reached:
+            return None
+        seconds = self.reached[stage] = now_s - (self.daemon_s or self.started_s)
+        return f"{stage}: {seconds:.1f} s after {'the daemon' if self.daemon_s else 'the demo'} was started"
+
+
+@dataclass
+class State:
+    """All that is shown."""
+
+    source: str
+    figures: Figures
+    stages: Stages
+    hint: str = ""
+    order: Sequence[str] = ()
+    series: dict[str, SeriesScores] = field(default_factory=dict)
+
+    def add(self, prediction: Prediction) -> None:
+        """Take in one message of the predictions topic."""
+        self.series.setdefault(prediction.series, SeriesScores()).add(prediction)
+
+    def rows(self) -> list[tuple[str, SeriesScores]]:
+        """The series in the order that was asked for, the others by name."""
+        rank = {series: position for position, series in enumerate(self.order)}
+        return sorted(self.series.items(), key=lambda item: (rank.get(item[0], len(rank)), item[0]))
+
+
+def screen(state: State, now_s: float, width: int, height: int | None) -> RenderableType:
+    """The whole picture; `height` None shows every series."""
+    rows = state.rows()
+    room = len(rows) if height is None else max(height - HEADER_LINES, 1)
+    parts: list[RenderableType] = [_title(state, now_s, width), Text(), *_figures(state), Text()]
+    parts.append(
+        _table(rows[:room], width) if rows else Text("  waiting for the first forecast", style="dim")
+    )
+    if len(rows) > room:
+        parts.append(Text(f"  … and {len(rows) - room} more series", style="dim"))
+    parts += [_cut(_legend()), _cut(Text(f"  {state.hint}", style="dim"))]
+    return Group(*parts)
+
+
+def line(state: State, now_s: float) -> str:
+    """The figures in one line, for a log."""
+    figures = state.figures
+    model = figures.newest.label("forecaster_model_info", "version") or "none"
+    parts = [
+        f"{now_s - state.stages.started_s:6.1f} s",
+        f"{figures.ticks_per_s:,.0f} ticks/s, {figures.lag:,.0f} waiting",
+        f"p50 {_milliseconds(figures.latency_s(0.5))}, p99 {_milliseconds(figures.latency_s(0.99))}",
+        f"80 % band covers {_share(figures.coverage)}",
+        f"skill {_skill(figures.skill)}",
+        f"model {model}",
+        f"last retrain: {figures.retrain_outcome or 'none'}",
+    ]
+    return " · ".join(parts)
+
+
+def _title(state: State, now_s: float, width: int) -> Table:
+    minutes, seconds = divmod(int(now_s - state.stages.started_s), 60)
+    title = Table.grid(expand=True)
+    title.add_column()
+    title.add_column(justify="right")
+    title.add_row(
+        Text.assemble((" forecaster ", "bold reverse"), f"  {state.source}", (_event_time(state), "dim")),
+        Text(f"{minutes}:{seconds:02} ", style="dim"),
+    )
+    title.width = width
+    return title
+
+
+def _figures(state: State) -> list[RenderableType]:
+    figures = state.figures
+    lines = {
+        "ticks": _ticks(figures),
+        "latency": _latency(figures),
+        "live scores": _scores(figures),
+        "model": _model(figures),
+        "last retrain": _retrain(figures),
+        "reached": _stages(state.stages),
+    }
+    return [_cut(Text.assemble((f" {name:12}  ", "dim"), text)) for name, text in lines.items()]
+
+
+def _cut(text: Text) -> Text:
+    """One line, whatever the width."""
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
+
+
+def _ticks(figures: Figures) -> Text:
+    outcomes = figures.newest.by_label("forecaster_ticks_total", "outcome")
+    total = sum(outcomes.values())
+    others = " · ".join(
+        f"{count:,.0f} {outcome.replace('_', '-')}"
+        for outcome, count in outcomes.items()
+        if outcome != "accepted" and count
+    )
+    return Text.assemble(
+        (f"{figures.ticks_per_s:,.0f}/s", "bold"),
+        f"   {total:,.0f} in all",
+        (f" ({others})" if others else "", "dim"),
+        (f"   {figures.lag:,.0f} waiting", "yellow" if figures.lag > figures.ticks_per_s else "dim"),
+    )
+
+
+def _latency(figures: Figures) -> Text:
+    return Text.assemble(
+        "p50 ",
+        (_milliseconds(figures.latency_s(0.5)), "bold"),
+        "   p99 ",
+        (_milliseconds(figures.latency_s(0.99)), "bold"),
+        ("   from poll to acknowledged prediction", "dim"),
+    )
+
+
+def _scores(figures: Figures) -> Text:
+    return Text.assemble(
+        "80 % band covers ",
+        (_share(figures.coverage), f"bold {_coverage_style(figures.coverage)}"),
+        "   skill ",
+        (_skill(figures.skill), f"bold {_skill_style(figures.skill)}"),
+        ("   last minute, all series and steps", "dim"),
+    )
+
+
+def _model(figures: Figures) -> Text:
+    scrape = figures.newest
+    version = scrape.label("forecaster_model_info", "version")
+    if not version:
+        return Text("none yet: last value, with bands from recent errors", style="dim")
+    cell = scrape.label("forecaster_model_info", "cell")
+    return Text.assemble((version, "bold"), f"  {cell}", ("   serving", "dim"))
+
+
+def _retrain(figures: Figures) -> Text:
+    scrape = figures.newest
+    text = Text()
+    if outcome := figures.retrain_outcome:
+        text.append(outcome, style="bold green" if outcome == "promoted" else "bold")
+        losses = scrape.by_label("forecaster_retrain_holdout_loss_ratio", "model")
+        said = [f"{name.replace('_', ' ')} {loss:.3f}" for name, loss in losses.items() if loss > 0]
+        text.append(f"   loss on the hold-out: {', '.join(said)}" if said else "", style="dim")
+    if scrape.total("forecaster_retrain_in_progress"):
+        text.append("   training now" if text else "first training now", style="yellow")
+    return text or Text("none yet", style="dim")
+
+
+def _stages(stages: Stages) -> Text:
+    reached = (f"{stage} {seconds:.1f} s" for stage, seconds in stages.reached.items())
+    return Text(" · ".join(reached) or "nothing yet", style="dim")
+
+
+def _table(rows: Iterable[tuple[str, SeriesScores]], width: int) -> Table:
+    wide = width >= WIDE
+    table = Table(box=None, header_style="bold", padding=(0, 0, 0, 2 if wide else 1))
+    table.add_column("")
+    table.add_column("series", no_wrap=True, overflow="ellipsis", max_width=24 if wide else 16)
+    if wide:
+        table.add_column("lately, and the forecast", no_wrap=True)
+    band = ", 80 % band" if wide else ""
+    for heading in ("last value", f"next step{band}", f"last step{band}", "covers", "skill"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for series, scores in rows:
+        if (newest := scores.newest) is not None:
+            table.add_row(
+                Text("●", style=STATUS_STYLE[newest.status]), *_cells(series, scores, newest, wide=wide)
+            )
+    return table
+
+
+def _cells(series: str, scores: SeriesScores, newest: Prediction, *, wide: bool) -> list[RenderableType]:
+    places = _decimals(scores.bands[-1], newest.last)
+    return [
+        series,
+        *([_curve(scores)] if wide else []),
+        Text(_number(newest.last, places), style="bold"),
+        _band(scores.bands[0], places, wide=wide),
+        _band(scores.bands[-1], places, wide=wide),
+        Text(_share(scores.coverage), style=_coverage_style(scores.coverage)),
+        Text(_skill(scores.skill), style=_skill_style(scores.skill)),
+    ]
+
+
+def _legend() -> Text:
+    text = Text(" ")
+    for status, style in STATUS_STYLE.items():
+        text.append("  ●", style=style).append(f" {STATUS_MEANS[status]}", style="dim")
+    return text
+
+
+def _band(band: Band, places: int | None, *, wide: bool) -> Text:
+    if not wide:
+        return Text.assemble(_number(band.median, places), (f" ±{_half(band, places)}", "dim"))
+    edges = f" [{_number(band.low, places)}, {_number(band.high, places)}]"
+    return Text.assemble(_number(band.median, places), (edges, "dim"))
+
+
+def _curve(scores: SeriesScores) -> Text:
+    """The last values and, in colour, the medians of the forecast, over their common range."""
+    past = list(scores.values)[-PAST_STEPS:]
+    ahead = [band.median for band in scores.bands]
+    low, high = min(past + ahead), max(past + ahead)
+    height = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    bars = "".join(BARS[round((value - low) * height)] for value in past + ahead)
+    return Text.assemble((bars[: len(past)].rjust(PAST_STEPS), "dim"), (bars[len(past) :], "cyan"))
+
+
+def _event_time(state: State) -> str:
+    """When it is in the world of the ticks."""
+    newest = max((s.newest.issued_at for s in state.series.values() if s.newest is not None), default=None)
+    if newest is None:
+        return ""
+    return datetime.fromtimestamp(newest, UTC).strftime("   %Y-%m-%d %H:%M, event time")
+
+
+def _decimals(band: Band, last: float) -> int | None:
+    """Places after the point that tell the band's edges apart; None where that asks for an exponent."""
+    width = band.high - band.low or abs(last) or 1.0
+    places = max(0, 1 - math.floor(math.log10(width)))
+    return places if places <= 6 else None
+
+
+def _number(value: float, places: int | None) -> str:
+    return f"{value:.4g}" if places is None else f"{value:,.{places}f}"
+
+
+def _half(band: Band, places: int | None) -> str:
+    """Half of the band's width; short where an exponent would be long."""
+    half = (band.high - band.low) / 2
+    return f"{half:.1g}" if places is None else _number(half, places)
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}".replace("%", " %")
+
+
+def _skill(skill: float | None) -> str:
+    return "-" if skill is None else f"{skill:+.2f}"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1000 * seconds:.1f} ms"
+
+
+def _skill_style(skill: float | None) -> str:
+    if skill is None or abs(skill) < CLOSE:
+        return "dim"
+    return "green" if skill > 0 else "red"
+
+
+def _coverage_style(coverage: float | None) -> str:
+    if coverage is None:
+        return "dim"
+    return "green" if abs(coverage - 0.8) <= 0.06 else "yellow"
