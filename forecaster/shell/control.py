@@ -1,0 +1,176 @@
+"""The control topic: requests (retrain, roll back, annotate) and what came of them, as records.
+
+Comes in: requests from signals, HTTP and the command line; outcomes from whoever carried them out. Goes
+out: the same to everybody who follows the topic. A request and its outcome share an id, so that `--wait`
+can find its answer, and a request that was answered is never carried out twice.
+"""
+
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from forecaster.errors import BrokerError
+from forecaster.shell.kafka.log import Follower, Start
+from forecaster.shell.kafka.record import Record
+from forecaster.shell.kafka.sink import Sink
+from forecaster.shell.kafka.spec import KafkaSpec
+
+SCHEMA = 1
+_WRITE_TIMEOUT_S = 10.0
+_MOST_REMEMBERED = 1_000
+
+
+class Command(StrEnum):
+    """What may be asked for."""
+
+    RETRAIN = "retrain"
+    """Train a candidate now, and let it serve if it is better."""
+    ROLL_BACK = "roll_back"
+    """Let the version serve that did before, or the one named in `arguments`."""
+    ANNOTATE = "annotate"
+    """Say that something happened at a time, for the people who read the graphs."""
+
+
+class Request(msgspec.Struct, frozen=True, tag_field="kind", tag="request", kw_only=True):
+    """Somebody wants something."""
+
+    command: Command
+    trigger: str
+    """schedule, signal, http, cli, drift or startup."""
+    sender: str
+    """Who asks: host and process, or a user."""
+    id: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
+    at_s: float = msgspec.field(default_factory=time.time)
+    arguments: dict[str, Any] = {}
+    schema: int = SCHEMA
+
+
+class Answer(msgspec.Struct, frozen=True, tag_field="kind", tag="answer", kw_only=True):
+    """What came of the request with this id."""
+
+    id: str
+    outcome: str
+    """The word that is also the metric label: promoted, rejected, no_data, ..."""
+    sender: str
+    message: str = ""
+    details: dict[str, Any] = {}
+    at_s: float = msgspec.field(default_factory=time.time)
+    schema: int = SCHEMA
+
+
+Message = Request | Answer
+
+_decode = msgspec.json.Decoder(Request | Answer).decode
+
+
+def encode(message: Message) -> tuple[bytes, bytes]:
+    """Key and value of the record of a message."""
+    return message.id.encode(), msgspec.json.encode(message)
+
+
+def decode(record: Record) -> Message | None:
+    """The message of a record; None if it is not one, or from a newer release."""
+    try:
+        message = _decode(record.value or b"")
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return message if message.schema <= SCHEMA else None
+
+
+class Controls:
+    """Writes to the control topic. One client for its lifetime, made at the first message."""
+
+    def __init__(self, spec: KafkaSpec, topic: str) -> None:
+        self._spec = spec
+        self._topic = topic
+        self._sink: Sink | None = None
+
+    def write(self, message: Message, timeout_s: float = _WRITE_TIMEOUT_S) -> None:
+        """Write and wait until it is acknowledged. Raises BrokerError."""
+        self._sink = self._sink or Sink(self._spec)
+        key, value = encode(message)
+        self._sink.send(self._topic, value, key)
+        if not self._sink.flush(timeout_s):
+            failure = self._sink.failure
+            self.close()
+            raise BrokerError(f"topic {self._topic!r} could not be written: {failure or 'no answer'}")
+
+    def close(self) -> None:
+        """End the client. Never raises."""
+        if self._sink is not None:
+            self._sink.close(timeout_s=1.0)
+            self._sink = None
+
+
+class ControlFollower:
+    """Requests that nobody has answered yet, for a loop that may not wait; and answers, by the id of their
+    request.
+
+    Begins a while back in time, so that a request that was written while nobody listened is found; what
+    was also answered since is left out.
+    """
+
+    def __init__(self, spec: KafkaSpec, topic: str, *, start: Start = "end", interval_s: float = 0.2) -> None:
+        self._follower = Follower(spec, {topic: start}, interval_s=interval_s)
+        self._inbox = Inbox()
+
+    @property
+    def answers(self) -> Mapping[str, Answer]:
+        """The latest answers, by id."""
+        return self._inbox.answers
+
+    @property
+    def malformed(self) -> int:
+        """Records that were no message of ours."""
+        return self._inbox.malformed
+
+    def poll(self, timeout_s: float = 0.0) -> list[Request]:
+        """Open requests, each once; nothing until all that was there at the start is read."""
+        self._inbox.feed(self._follower.poll(timeout_s))
+        return self._inbox.take() if self._follower.caught_up else []
+
+    def close(self) -> None:
+        """End the client. Never raises."""
+        self._follower.close()
+
+
+class Inbox:
+    """Records in offset order -> open requests and known answers; pure, bounded."""
+
+    def __init__(self) -> None:
+        self.answers: OrderedDict[str, Answer] = OrderedDict()
+        self.malformed = 0
+        self._open: OrderedDict[str, Request] = OrderedDict()
+        self._seen: OrderedDict[str, None] = OrderedDict()
+
+    def feed(self, records: list[Record]) -> None:
+        """Take note of requests and answers."""
+        for record in records:
+            match decode(record):
+                case Request() as request if request.id not in self._seen:
+                    _remember(self._seen, request.id, None)
+                    if request.id not in self.answers:
+                        _remember(self._open, request.id, request)
+                case Answer() as answer:
+                    _remember(self.answers, answer.id, answer)
+                    self._open.pop(answer.id, None)
+                case None:
+                    self.malformed += 1
+                case _:
+                    pass
+
+    def take(self) -> list[Request]:
+        """The open requests, oldest first; they are given once."""
+        taken, self._open = list(self._open.values()), OrderedDict()
+        return taken
+
+
+def _remember(store: OrderedDict[str, Any], key: str, value: Any) -> None:
+    store[key] = value
+    while len(store) > _MOST_REMEMBERED:
+        store.popitem(last=False)

@@ -1,0 +1,43 @@
+"""What is stored <-> `core.model.Model`; the only file of the package that imports the network.
+
+A stored model that does not fit its own spec is refused here, before anything serves it.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from pydantic import ValidationError
+
+from forecaster.core.model import Card, Model, ModelSpec, untrained
+from forecaster.shell.models.codec import Refusal, Refused, Stored, store
+
+_PERIODS = "periods"
+_PARAMS = "params."
+
+
+def to_stored(model: Model) -> Stored:
+    """A model as it is kept."""
+    tensors = {_PARAMS + name: np.asarray(param) for name, param in model.params.items()}
+    tensors[_PERIODS] = np.asarray(model.periods)
+    return store(
+        model.version, tensors, model.spec.model_dump(mode="json"), model.card.model_dump(mode="json")
+    )
+
+
+def from_stored(stored: Stored) -> Model | Refused:
+    """The model, or why it cannot be used by this release."""
+    try:
+        spec, card = ModelSpec.model_validate(stored.spec), Card.model_validate(stored.card)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return Refused(stored.version, Refusal.UNUSABLE, f"{where}: {first['msg']}")
+    tensors = stored.tensors()
+    params = {name.removeprefix(_PARAMS): t for name, t in tensors.items() if name.startswith(_PARAMS)}
+    wanted = {name: param.shape for name, param in untrained(spec).params.items()}
+    found = {name: param.shape for name, param in params.items()}
+    if found != wanted or _PERIODS not in tensors:
+        return Refused(
+            stored.version, Refusal.UNUSABLE, "its weights are not of the shapes that its spec asks for"
+        )
+    weights = {name: jnp.asarray(param) for name, param in params.items()}
+    return Model(spec, weights, jnp.asarray(tensors[_PERIODS]), card)
