@@ -495,11 +495,15 @@ KAFKA = [
                 {"{{event}}": increase("forecaster_rebalances_total", "10m", "event")},
             ),
             Panel(
-                "Consumers built anew",
+                "Mishaps",
                 "none",
-                "Times in an hour that a consumer was thrown away after an error.",
-                "0.",
-                {"{{instance}}": increase("forecaster_consumer_rebuilds_total", "1h", "instance")},
+                "Consumers built anew, work taken back, and positions chosen by policy, in the last hour.",
+                "0, but for `start` in a new group. out_of_range and truncated mean that ticks were lost.",
+                {
+                    "built anew: {{reason}}": increase("forecaster_consumer_rebuilds_total", "1h", "reason"),
+                    "taken back": increase("forecaster_delivery_resets_total", "1h"),
+                    "position: {{reason}}": increase("forecaster_position_moves_total", "1h", "reason"),
+                },
             ),
             Panel(
                 "Rebuilding of rows",

@@ -34,6 +34,7 @@ from pydantic import Field
 from forecaster.core.spec import Spec
 from forecaster.core.tick import Outcome, Reason
 from forecaster.shell.instruments import BatchHistogram, VectorCounter
+from forecaster.shell.kafka.record import MoveReason
 from forecaster.shell.limits import cpu_cores, memory_limit_bytes
 
 # A `_created` sample for each counter and bucket doubles what a scrape carries, and nothing here reads one.
@@ -191,8 +192,17 @@ class Metrics:
         self.rebalances = self._counters(
             "rebalances", "Changes of the assignment.", "event", ("assigned", "revoked", "lost")
         )
-        self.consumer_rebuilds = self._counter(
-            "consumer_rebuilds", "Times the consumer was thrown away and built anew after an error."
+        self.consumer_rebuilds = self._counters(
+            "consumer_rebuilds",
+            "Times the consumer was thrown away and built anew.",
+            "reason",
+            ("error", "stalled", "io"),
+        )
+        self.position_moves = self._counters(
+            "position_moves", "Times that a policy, not a commit, chose where to read.", "reason", MoveReason
+        )
+        self.delivery_resets = self._counter(
+            "delivery_resets", "Times that work was taken back to what is committed, and done again."
         )
         self.commits = self._counter("commits", "Attempts to commit offsets.")
         self.commit_failures = self._counter("commit_failures", "Attempts to commit offsets that failed.")
