@@ -142,8 +142,7 @@ def prepare(
     usable = _usable(history, flat, spans)
     ahead = index[:, None] + np.arange(1, model.horizon + 1)
     known = (ahead < flat.end[flat.series[index]][:, None]) & usable[np.minimum(ahead, len(flat.value) - 1)]
-    scale = _scale(flat, running, index)
-    inputs, direct = _inputs(flat, running, periods, index, model.horizon)
+    inputs, direct, scale = _inputs(flat, running, periods, index, model.horizon)
     change = flat.value[np.minimum(ahead, len(flat.value) - 1)] - flat.value[index][:, None]
     target = np.clip(change / scale[:, None], -TARGET_CAP, TARGET_CAP)
     usual = np.array([_mean_change(flat, b, s) for b, s in zip(begin, split, strict=True)])
@@ -290,11 +289,6 @@ def _observations(flat: _Flat, at: Ints, lanes: Ints, periods: NDArray[np.int32]
     return ago(0), dt_s, ago(1), ago(features.NAIVE_STEPS), ago(periods)
 
 
-def _scale(flat: _Flat, running: Running, index: Ints) -> Floats:
-    """The running scale that serving uses at each step."""
-    return np.asarray(features.floored(jnp.asarray(running.scale[index]), jnp.asarray(flat.value[index], jnp.float32)))
-
-
 # --- inputs -------------------------------------------------------------------------------------------
 
 
@@ -319,17 +313,17 @@ def _compiled() -> Any:
             seasons[0],
         )[:, 0]
         recent = values[:, values.shape[1] - features.LAGS - 1 :]
-        return inputs, features.direct_inputs(recent, *lags, scale, seasons)
+        return inputs, features.direct_inputs(recent, *lags, scale, seasons), scale
 
     return jax.jit(rows)
 
 
 def _inputs(
     flat: _Flat, running: Running, periods: NDArray[np.int32], index: Ints, horizon: int
-) -> tuple[Floats, Floats]:
-    """The inputs of the cells and of the head at each step of `index`, as serving makes them one step at a time."""
-    inputs = np.zeros((len(index), features.RECURRENT), np.float32)
-    direct = np.zeros((len(index), features.direct_size(horizon)), np.float32)
+) -> tuple[Floats, Floats, Floats]:
+    """Inputs of the cells, of the head, and scales at each step of `index`, as serving makes them one by one."""
+    widths = (features.RECURRENT,), (features.direct_size(horizon),), ()
+    columns = tuple(np.zeros((len(index), *width), np.float32) for width in widths)
     for start in range(0, len(index), ROWS):
         real = index[start : start + ROWS]
         at = np.pad(real, (0, ROWS - len(real)), mode="edge")
@@ -337,8 +331,10 @@ def _inputs(
         count = (at - flat.begin[flat.series[at]]).astype(np.int32)
         seasons = _seasons(here, count, periods)
         rows = _compiled()(*_looking_back(flat, at, here, seasons, horizon))
-        inputs[start : start + len(real)], direct[start : start + len(real)] = (np.asarray(r)[: len(real)] for r in rows)
-    return inputs, direct
+        for column, row in zip(columns, rows, strict=True):
+            column[start : start + len(real)] = np.asarray(row)[: len(real)]
+    inputs, direct, scale = columns
+    return inputs, direct, scale
 
 
 def _looking_back(flat: _Flat, at: Ints, here: Running, seasons: Any, horizon: int) -> tuple[Any, ...]:

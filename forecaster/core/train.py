@@ -9,6 +9,7 @@ what has a clock watches through `progress`, whose answer can end the fit early.
 from collections.abc import Callable
 from enum import StrEnum
 from functools import lru_cache, partial
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from forecaster.core.score import pinball_loss
 HOLDOUT_WINDOWS = 192  # at most so many windows judge; more make the verdict slower, hardly surer
 NON_FINITE_STEPS = 5  # steps in a row without a finite gradient, from which the fit has diverged
 LEAST_ORIGINS = 200  # fewer teach a network nothing that the last value does not know
+LEAST_GAIN = 3e-4  # share of the loss; less does not renew the patience
 SAMPLE = 50_000  # targets whose quantiles the head starts from
 
 
@@ -98,38 +100,41 @@ def fit(
         return Failure.NO_DATA
     pool, draw = _pool(examples), _draw(examples, spec)
     warm = parent is not None and spec.warm_start and fits(parent, shape)
-    params = parent.params if parent is not None and warm else _fresh(examples, spec, shape)
+    start = _flat(parent.params if parent is not None and warm else _fresh(examples, spec, shape))
     rate = spec.learning_rate * (spec.warm_start_ratio if warm else 1.0)
     state = _State(
-        params, params, _optimiser(spec).init(params), jax.random.key(spec.seed), jnp.asarray(rate, jnp.float32)
+        start, start, _optimiser(spec).init(start), jax.random.key(spec.seed), jnp.asarray(rate, jnp.float32)
     )
-    losses = [_loss(params, pool, windows, examples, spec, shape)]
-    best, best_step, taken = params, 0, 0
+    losses = [_loss(start, pool, windows, examples, spec, shape)]
+    best, best_step, gained, taken = start, 0, 0, 0
     while taken < spec.steps:
         state, loss = _train(state, pool, draw, jnp.asarray(taken, jnp.int32), spec=spec, shape=shape)
         taken += spec.evaluate_every
         losses.append(_loss(state.average, pool, windows, examples, spec, shape))
         if not np.isfinite(losses[-1]):
             return Failure.DIVERGED
-        if not losses[-1] >= min(losses[:-1]):
+        before = float(np.nanmin([np.inf, *losses[:-1]]))
+        if losses[-1] < before:
             best, best_step = state.average, taken
-        going_on = progress(Progress(taken, spec.steps, float(loss), losses[-1], float(np.nanmin(losses))))
-        if not going_on or taken - best_step >= spec.patience * spec.evaluate_every:
+        if losses[-1] < before * (1 - LEAST_GAIN):
+            gained = taken
+        going_on = progress(Progress(taken, spec.steps, float(loss), losses[-1], min(before, losses[-1])))
+        if not going_on or taken - gained >= spec.patience * spec.evaluate_every:
             break
     card = Card(
         parent=parent.version if parent is not None and warm else "", seed=spec.seed, steps_taken=best_step
     )
     skipped = int(np.sum(state.optimiser.total_notfinite))
-    return Fit(Model(shape, best, jnp.asarray(periods, jnp.int32), card), best_step, tuple(losses), skipped)
+    return Fit(Model(shape, _params(best, shape), jnp.asarray(periods, jnp.int32), card), best_step, tuple(losses), skipped)
 
 
 def fits(parent: Model, shape: ModelSpec) -> bool:
     """Whether the parent's parameters have the shapes of this network."""
-    wanted = jax.eval_shape(lambda: network.init(shape, 0))
-    return {k: p.shape for k, p in parent.params.items()} == {k: p.shape for k, p in wanted.items()}
+    return {name: tuple(p.shape) for name, p in parent.params.items()} == _layout(shape)
 
 
 def _fresh(examples: Examples, spec: TrainSpec, shape: ModelSpec) -> Params:
+    """Fresh parameters that start from the last value and the errors it had."""
     return network.shape_head(shape, network.init(shape, spec.seed), change_quantiles(examples, shape))
 
 
@@ -165,7 +170,7 @@ def holdout_windows(examples: Examples, spec: HistorySpec) -> np.ndarray:
 def holdout_loss(fitted: Model, examples: Examples, spec: TrainSpec) -> float:
     """Pinball loss on the hold-out, in units of each series' mean change; mean of the series. NaN without any."""
     windows = holdout_windows(examples, spec)
-    return _loss(fitted.params, _pool(examples), windows, examples, spec, fitted.spec)
+    return _loss(_flat(fitted.params), _pool(examples), windows, examples, spec, fitted.spec)
 
 
 def last_value_loss(examples: Examples, spec: TrainSpec, shape: ModelSpec) -> float:
@@ -195,7 +200,7 @@ def _mean_of_series(loss: np.ndarray, count: np.ndarray, windows: np.ndarray, ex
 
 
 def _loss(
-    params: Params,
+    params: Array,
     pool: "_Pool",
     windows: np.ndarray,
     examples: Examples,
@@ -235,11 +240,38 @@ class _Draw(NamedTuple):
 
 
 class _State(NamedTuple):
-    params: Params
-    average: Params
+    """All parameters end to end in one vector: what is done to each of them compiles once, not once a matrix."""
+
+    params: Array
+    average: Array
     optimiser: Any
     key: Array
     rate: Array
+
+
+@lru_cache
+def _layout(shape: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters by name, in the order in which the vector holds them."""
+    wanted = network.shapes(shape)
+    return {name: tuple(wanted[name].shape) for name in sorted(wanted)}
+
+
+def _flat(params: Params) -> Array:
+    return jnp.asarray(np.concatenate([np.ravel(params[name]) for name in sorted(params)]), jnp.float32)
+
+
+def _params(flat: Array, shape: ModelSpec) -> Params:
+    sizes = [prod(size) for size in _layout(shape).values()]
+    starts = np.cumsum([0, *sizes[:-1]])
+    return {
+        name: flat[start : start + prod(size)].reshape(size)
+        for start, (name, size) in zip(starts.tolist(), _layout(shape).items(), strict=True)
+    }
+
+
+def _matrices(shape: ModelSpec) -> np.ndarray:
+    """1 where the vector holds an element of a matrix, 0 for biases."""
+    return np.concatenate([np.full(prod(size), len(size) > 1, np.float32) for size in _layout(shape).values()])
 
 
 def _windows_in_batch(spec: TrainSpec) -> int:
@@ -283,17 +315,9 @@ def _draw(examples: Examples, spec: TrainSpec) -> _Draw:
 
 @lru_cache
 def _optimiser(spec: TrainSpec) -> optax.GradientTransformationExtraArgs:
-    """AdamW without its learning rate, which is an argument; steps without a finite gradient change nothing."""
-
-    def matrices(params: Params) -> dict[str, bool]:
-        return {name: p.ndim > 1 for name, p in params.items()}
-
-    adamw = optax.chain(
-        optax.clip_by_global_norm(spec.clip),
-        optax.scale_by_adam(b2=0.99),
-        optax.add_decayed_weights(spec.weight_decay, mask=matrices),
-    )
-    return optax.apply_if_finite(adamw, NON_FINITE_STEPS)
+    """Adam without its learning rate, which is an argument; steps without a finite gradient change nothing."""
+    adam = optax.chain(optax.clip_by_global_norm(spec.clip), optax.scale_by_adam(b2=0.99))
+    return optax.apply_if_finite(adam, NON_FINITE_STEPS)
 
 
 def _rate(spec: TrainSpec, peak: Array, step: Array) -> Array:
@@ -309,8 +333,8 @@ def _train(
     """`evaluate_every` gradient steps; also their mean loss."""
     levels = jnp.asarray(shape.levels, jnp.float32)
 
-    def loss_of(params: Params, windows: Array, key: Array) -> Array:
-        total, count = _pinball(params, pool, windows, Role.TRAIN, levels, spec, shape, key)
+    def loss_of(flat: Array, windows: Array, key: Array) -> Array:
+        total, count = _pinball(_params(flat, shape), pool, windows, Role.TRAIN, levels, spec, shape, key)
         return total.sum() / jnp.maximum(count.sum(), 1.0)
 
     def step(carry: _State, now: Array) -> tuple[_State, Array]:
@@ -319,10 +343,10 @@ def _train(
         windows = draw.low[series] + jax.random.randint(where, series.shape, 0, draw.count[series])
         loss, gradient = jax.value_and_grad(loss_of)(carry.params, windows, drop)
         moves, optimiser = _optimiser(spec).update(gradient, carry.optimiser, carry.params)
-        rate = _rate(spec, carry.rate, now)
-        params = jax.tree.map(lambda p, move: p - rate * move, carry.params, moves)
+        decay = spec.weight_decay * _matrices(shape) * carry.params
+        params = carry.params - _rate(spec, carry.rate, now) * (moves + decay)
         keep = jnp.minimum(spec.average, (1.0 + now) / (10.0 + now))
-        average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, carry.average, params)
+        average = keep * carry.average + (1 - keep) * params
         return _State(params, average, optimiser, key, carry.rate), loss
 
     state, losses = jax.lax.scan(step, state, taken + jnp.arange(spec.evaluate_every))
@@ -331,10 +355,10 @@ def _train(
 
 @partial(jax.jit, static_argnames=("spec", "shape"))
 def _evaluate(
-    params: Params, pool: _Pool, windows: Array, *, spec: TrainSpec, shape: ModelSpec
+    flat: Array, pool: _Pool, windows: Array, *, spec: TrainSpec, shape: ModelSpec
 ) -> tuple[Array, Array]:
     """Summed loss and number of targets of each window; `windows` (batch, window), one batch at a time."""
-    levels = jnp.asarray(shape.levels, jnp.float32)
+    levels, params = jnp.asarray(shape.levels, jnp.float32), _params(flat, shape)
     return jax.lax.map(
         lambda batch: _pinball(params, pool, batch, Role.HOLDOUT, levels, spec, shape, None), windows
     )
