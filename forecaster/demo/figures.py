@@ -5,8 +5,8 @@ Two scrapes some seconds apart are compared, as Prometheus would. The only place
 metric names.
 """
 
+import http.client
 import time
-import urllib.error
 import urllib.request
 from collections import deque
 from dataclasses import dataclass, field
@@ -48,6 +48,12 @@ class Scrape:
 EMPTY = Scrape("", 0.0)
 
 
+def scrape(url: str) -> Scrape:
+    """Read /metrics now."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=1.0) as answer:  # noqa: S310 - our own loopback
+        return Scrape(answer.read().decode(), time.monotonic())
+
+
 @dataclass
 class Figures:
     """What the newest scrapes say. Reads /metrics at `url` when told to."""
@@ -60,17 +66,15 @@ class Figures:
     def read(self) -> None:
         """Scrape once; a daemon that does not answer changes nothing."""
         try:
-            with urllib.request.urlopen(f"{self.url}/metrics", timeout=1.0) as answer:  # noqa: S310
-                scrape = Scrape(answer.read().decode(), time.monotonic())
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            newest = scrape(self.url)
+        except (OSError, http.client.HTTPException):
             return
-        outcomes, before = scrape.by_label(RETRAIN_OUTCOMES, "outcome"), self.newest
-        for outcome, times in outcomes.items():
-            if times > before.total(RETRAIN_OUTCOMES, outcome=outcome):
+        for outcome, times in newest.by_label(RETRAIN_OUTCOMES, "outcome").items():
+            if times > self.newest.total(RETRAIN_OUTCOMES, outcome=outcome):
                 self.retrain_outcome = outcome
-        self.newest = scrape
-        self._scrapes.append(scrape)
-        while self._scrapes[0].time_s < scrape.time_s - SCORES_S:
+        self.newest = newest
+        self._scrapes.append(newest)
+        while self._scrapes[0].time_s < newest.time_s - SCORES_S:
             self._scrapes.popleft()
 
     @property
@@ -118,7 +122,7 @@ class Figures:
 
     def _before(self, span_s: float) -> Scrape:
         """The oldest scrape within the span."""
-        within = (scrape for scrape in self._scrapes if scrape.time_s >= self.newest.time_s - span_s)
+        within = (past for past in self._scrapes if past.time_s >= self.newest.time_s - span_s)
         return next(within, self.newest)
 
     def _rise(self, name: str, before: Scrape, **labels: str) -> float:

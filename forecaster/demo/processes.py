@@ -5,18 +5,17 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 STOP_TIMEOUT_S = 15.0
+FOREIGN = "FORECASTER_"  # variables that configure another daemon
 
 
 class Child:
     """A running program whose output goes to a file."""
 
-    def __init__(
-        self, command: Sequence[str], output: Path, environ: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, command: Sequence[str], output: Path) -> None:
         self.output = output
         self.name = output.stem
         with output.open("ab") as file:
@@ -26,7 +25,7 @@ class Child:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the demo, which stops its children in order
-                env=None if environ is None else {**os.environ, **environ},
+                env={name: text for name, text in os.environ.items() if not name.startswith(FOREIGN)},
             )
 
     @property

@@ -15,8 +15,9 @@ from forecaster.demo.figures import Figures
 from forecaster.demo.scores import Band, SeriesScores
 from forecaster.shell.prediction import Prediction
 
-WIDE = 118  # columns from which on there is room for bands in full and for curves
-HEADER_LINES = 14  # above and below the rows of the table
+CURVES_WIDTH = 118  # columns from which on there is room for curves
+EDGES_WIDTH = 156  # and for both edges of the bands
+HEADER_LINES = 12  # above and below the rows of the table
 PAST_STEPS = 24  # of a curve
 BARS = "▁▂▃▄▅▆▇█"
 STATUS_STYLE = {"cold": "blue", "warming": "yellow", "ok": "green", "fallback": "red"}
@@ -68,7 +69,9 @@ class State:
 def screen(state: State, now_s: float, width: int, height: int | None) -> RenderableType:
     """The whole picture; `height` None shows every series."""
     rows = state.rows()
-    room = len(rows) if height is None else max(height - HEADER_LINES, 1)
+    room = len(rows) if height is None else max(height - HEADER_LINES, 2)
+    if len(rows) > room:
+        room -= 1  # for the line that says so
     parts: list[RenderableType] = [_title(state, now_s, width), Text(), *_figures(state), Text()]
     parts.append(
         _table(rows[:room], width) if rows else Text("  waiting for the first forecast", style="dim")
@@ -191,31 +194,34 @@ def _stages(stages: Stages) -> Text:
 
 
 def _table(rows: Iterable[tuple[str, SeriesScores]], width: int) -> Table:
-    wide = width >= WIDE
-    table = Table(box=None, header_style="bold", padding=(0, 0, 0, 2 if wide else 1))
+    curves, edges = width >= CURVES_WIDTH, width >= EDGES_WIDTH
+    table = Table(box=None, header_style="bold", padding=(0, 0, 0, 2 if curves else 1))
     table.add_column("")
-    table.add_column("series", no_wrap=True, overflow="ellipsis", max_width=24 if wide else 16)
-    if wide:
+    table.add_column("series", no_wrap=True, overflow="ellipsis", max_width=24 if curves else 16)
+    if curves:
         table.add_column("lately, and the forecast", no_wrap=True)
-    band = ", 80 % band" if wide else ""
+    band = ", 80 % band" if curves else ""
     for heading in ("last value", f"next step{band}", f"last step{band}", "covers", "skill"):
         table.add_column(heading, justify="right", no_wrap=True)
     for series, scores in rows:
         if (newest := scores.newest) is not None:
             table.add_row(
-                Text("●", style=STATUS_STYLE[newest.status]), *_cells(series, scores, newest, wide=wide)
+                Text("●", style=STATUS_STYLE[newest.status]),
+                *_cells(series, scores, newest, curves=curves, edges=edges),
             )
     return table
 
 
-def _cells(series: str, scores: SeriesScores, newest: Prediction, *, wide: bool) -> list[RenderableType]:
+def _cells(
+    series: str, scores: SeriesScores, newest: Prediction, *, curves: bool, edges: bool
+) -> list[RenderableType]:
     places = _decimals(scores.bands[-1], newest.last)
     return [
         series,
-        *([_curve(scores)] if wide else []),
+        *([_curve(scores)] if curves else []),
         Text(_number(newest.last, places), style="bold"),
-        _band(scores.bands[0], places, wide=wide),
-        _band(scores.bands[-1], places, wide=wide),
+        _band(scores.bands[0], places, edges=edges),
+        _band(scores.bands[-1], places, edges=edges),
         Text(_share(scores.coverage), style=_coverage_style(scores.coverage)),
         Text(_skill(scores.skill), style=_skill_style(scores.skill)),
     ]
@@ -228,11 +234,11 @@ def _legend() -> Text:
     return text
 
 
-def _band(band: Band, places: int | None, *, wide: bool) -> Text:
-    if not wide:
+def _band(band: Band, places: int | None, *, edges: bool) -> Text:
+    if not edges:
         return Text.assemble(_number(band.median, places), (f" ±{_half(band, places)}", "dim"))
-    edges = f" [{_number(band.low, places)}, {_number(band.high, places)}]"
-    return Text.assemble(_number(band.median, places), (edges, "dim"))
+    low, high = _number(band.low, places), _number(band.high, places)
+    return Text.assemble(_number(band.median, places), (f" [{low}, {high}]", "dim"))
 
 
 def _curve(scores: SeriesScores) -> Text:

@@ -1,0 +1,61 @@
+"""What the terminal shows: it fits, it names what there is, and numbers of any size can be read."""
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from forecaster.demo.figures import Figures
+from forecaster.demo.view import Stages, State, line, screen
+from tests.demo.test_scores import prediction
+
+QUANTILES = np.array([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0]])
+
+
+def state(series: int, scale: float = 1.0) -> State:
+    shown = State("a test", Figures("http://none"), Stages(0.0), hint="Ctrl-C ends")
+    for number in range(series):
+        for offset in range(5):
+            last = scale * (10 + offset)
+            shown.add(prediction(f"series-{number:03}", offset, last, last + scale * QUANTILES))
+    return shown
+
+
+def drawn(shown: State, width: int, height: int | None) -> list[str]:
+    console = Console(width=width, height=height or 200, force_terminal=False, color_system=None)
+    with console.capture() as capture:
+        console.print(screen(shown, 61.0, width, height))
+    return capture.get().splitlines()
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 30), (120, 24), (160, 50)])
+@pytest.mark.parametrize("series", [0, 1, 12, 60])
+def test_it_fits_the_terminal(width: int, height: int, series: int) -> None:
+    lines = drawn(state(series), width, height)
+    assert len(lines) <= height
+
+
+def test_what_does_not_fit_is_counted() -> None:
+    lines = "\n".join(drawn(state(60), 80, 24))
+    shown = lines.count("series-")
+    assert f"{60 - shown} more series" in lines
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-5, 1.0, 1e6])
+def test_numbers_of_any_size_keep_value_and_band_apart(scale: float) -> None:
+    row = next(text for text in drawn(state(1, scale), 160, 24) if "series-" in text)
+    numbers = [
+        float(word.strip("[],").replace(",", "")) for word in row.split() if word.strip("[],")[:1].isdigit()
+    ]
+    assert numbers[:7] == pytest.approx([scale * x for x in (14, 14, 13, 15, 14, 12, 16)], rel=1e-2)
+
+
+def test_stages_are_told_once_and_from_the_daemons_start_on() -> None:
+    stages = Stages(100.0)
+    assert stages.reach("broker", 101.5) == "broker: 1.5 s after the demo was started"
+    assert stages.reach("broker", 102.0) is None
+    stages.daemon_started(104.0)
+    assert stages.reach("ready", 111.0) == "ready: 7.0 s after the daemon was started"
+
+
+def test_a_line_says_it_all_before_anything_is_known() -> None:
+    assert line(state(0), 12.0).startswith("  12.0 s")
