@@ -99,8 +99,7 @@ def every_key() -> Iterator[Key]:
             yield Key(section, name, field)
 
 
-# --- reading
-# ---------------------------------------------------------------------------------------------------
+# --- reading ---
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Config:
@@ -178,8 +177,7 @@ def _conflicts(config: Config) -> list[tuple[bool, str]]:
     ]
 
 
-# --- problems
-# ----------------------------------------------------------------------------------------------------
+# --- problems ---
 
 
 def _config_error(path: Path | None, problems: Iterable[str]) -> ConfigError:
@@ -235,8 +233,7 @@ def _shown(key: str, value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-# --- showing
-# -----------------------------------------------------------------------------------------------------
+# --- showing ---
 
 
 def shown(config: Config) -> dict[str, dict[str, Any]]:
@@ -336,8 +333,7 @@ def _first_line(spec: type[Spec]) -> str:
     return (spec.__doc__ or "").strip().splitlines()[0]
 
 
-# --- changing while running
-# --------------------------------------------------------------------------------------
+# --- changing while running ---
 
 
 class Change(NamedTuple):

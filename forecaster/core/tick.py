@@ -194,7 +194,7 @@ def _wire_type(spec: TickSpec) -> type[Any]:
     )
 
 
-# --- times ------------------------------------------------------------------------------------------
+# --- times ---
 
 
 def _iso_s(text: str) -> float:
@@ -225,7 +225,7 @@ _UNITS: dict[str, Callable[[Any], float]] = {
 }
 
 
-# --- the slow way: the same answer, or the reason why not -------------------------------------------
+# --- the slow way: the same answer, or the reason why not ---
 
 
 class _Refused(Exception):  # noqa: N818 - an early return from nested readers, caught in `_examine` alone

@@ -1,8 +1,8 @@
 """Forecasts -> messages of the predictions topic, and back: only here is the prediction's wire format known.
 
-The daemon's `Encoder` turns the arrays of a batch into one JSON message for each forecast; a subscriber's
-`predictions(...)` turns messages into `Prediction`s. The JSON Schema under docs/ is made from that class.
-Nothing here computes a forecast or decides when one is due.
+The daemon's `Encoder` turns the arrays of a batch into one JSON message for each forecast; `decode` turns a
+message into a `Prediction`, for whoever subscribes (subscribe.py). The JSON Schema under docs/ is made from
+that class. Nothing here computes a forecast or decides when one is due.
 """
 
 from collections.abc import Sequence
@@ -115,25 +115,25 @@ def decode(message: bytes) -> Prediction:
     try:
         prediction = _read(message)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        _refuse_newer(message)
+        refuse_newer(message)
         raise DataError(f"not a prediction: {error}; the message starts with {message[:60]!r}") from error
-    if prediction.schema > SCHEMA:
-        _refuse_newer(message)
+    refuse_newer(message, prediction.schema)
     return prediction
 
 
-def _refuse_newer(message: bytes) -> None:
+def refuse_newer(message: bytes, schema: int = 0) -> None:
+    """Raise DataError where a message is, or says that it is, of a version that this reader does not know."""
     try:
-        version = _read_version(message).schema
+        schema = schema or _read_version(message).schema
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return
-    if version > SCHEMA:
+        return  # it does not say
+    if schema > SCHEMA:
         raise DataError(
-            f"prediction of schema {version}, this reader knows up to {SCHEMA}: upgrade forecaster"
+            f"prediction of schema {schema}, this reader knows up to {SCHEMA}: upgrade forecaster"
         )
 
 
-# --- encoding ---------------------------------------------------------------------------------------------
+# --- encoding ---
 
 
 class Forecasts(NamedTuple):

@@ -25,8 +25,7 @@ _FAR_MS = 2**53  # a record time that no event time is ahead of
 _JSON_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 
 
-# --- files
-# -------------------------------------------------------------------------------------------------------
+# --- files ---
 
 
 def read_ticks(path: Path, spec: TickSpec, topic: str = "ticks", partitions: int = 1) -> list[Record]:
@@ -148,8 +147,7 @@ def _json(cell: object) -> bytes:
     return repr(number).encode() if math.isfinite(number) else b"NaN"  # which the decoder refuses by name
 
 
-# --- lists
-# -------------------------------------------------------------------------------------------------------
+# --- lists ---
 
 
 class ListSource:
