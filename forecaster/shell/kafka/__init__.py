@@ -6,6 +6,8 @@ Here only what costs nothing to import; the rest by its file:
     record       a record, and what happens to partitions
     client       specs -> keywords of the client; its errors -> ours
     source       ticks in: a member of the group
+    listener     the rebalance callbacks
+    progress     which partitions are silent
     sink         messages out, bounded, acknowledged
     delivery     at least once: commit only what was acknowledged
     transaction  exactly once: messages and offsets in one transaction

@@ -48,6 +48,11 @@ class Sink:
         """Messages sent and not yet known to be acknowledged."""
         return len(self._pending)
 
+    @property
+    def producer(self) -> Any:
+        """The library's producer, for transactions; None before `connect` and after `close`."""
+        return self._producer
+
     def room(self) -> bool:
         """Whether more may be sent now. Ask before a batch: the bound is soft by one."""
         self.settle()

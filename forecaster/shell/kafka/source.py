@@ -12,13 +12,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import itemgetter
 from typing import Any
 
-from kafka import ConsumerRebalanceListener, TopicPartition
+from kafka import TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError, LogTruncationError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from forecaster.errors import BrokerError
 from forecaster.shell.kafka.client import Consumer, fatal, member_settings
+from forecaster.shell.kafka.listener import Listener
+from forecaster.shell.kafka.progress import Progress
 from forecaster.shell.kafka.record import Assigned, Change, Lost, Moved, MoveReason, Record, Revoked
 from forecaster.shell.kafka.spec import KafkaSpec
 
@@ -66,7 +68,7 @@ class Source:
         self._failures = 0
         self._retry_at_s = -float("inf")
         self._contact_s = now()
-        self._progress = _Progress(spec.stall_s, now)
+        self._progress = Progress(spec.stall_s, now)
 
     # -- reading
 
@@ -242,13 +244,29 @@ class Source:
         }
         try:
             consumer = Consumer(**settings)
-            consumer.subscribe([self.topic], listener=_Listener(self, consumer, assignor))
+            consumer.subscribe([self.topic], listener=self._listen(consumer, assignor))
         except Exception as error:  # see the head of this file
             self._failed(error)
             return None
         self._consumer = consumer
         self._contact_s = self._now()
         return consumer
+
+    def _listen(self, consumer: Consumer, assignor: CooperativeStickyAssignor) -> Listener:
+        def gain(partitions: frozenset[int]) -> None:
+            consumer.pause(*self._tps(partitions))
+            self._gain(partitions)
+
+        def lose(partitions: frozenset[int]) -> None:
+            assignor.member_assignment = None  # else we would claim them when we join again
+            self._lose(partitions)
+
+        return Listener(
+            current=lambda: self._consumer is consumer,
+            gain=gain,
+            hand_over=lambda partitions: self._hand_over(consumer, partitions),
+            lose=lose,
+        )
 
     def _failed(self, error: BaseException) -> None:
         self._raise_if_fatal(error)
@@ -359,7 +377,7 @@ class Source:
     def _seek_to_committed(self, consumer: Consumer) -> None:
         ours = self.assigned
         committed = self.committed(ours)
-        if committed is None or set(committed) != ours:
+        if committed is None or committed.keys() != ours:
             raise KafkaError("the committed offsets are not known")
         self._lose(ours)
         consumer.pause(*self._tps(ours))
@@ -428,68 +446,3 @@ class Source:
         self, offsets: Mapping[int, int], metadata: str
     ) -> dict[TopicPartition, OffsetAndMetadata]:
         return {self._tp(p): OffsetAndMetadata(offset, metadata, -1) for p, offset in offsets.items()}
-
-
-class _Listener(ConsumerRebalanceListener):
-    """Runs on the client's thread while the caller waits in `poll`: notes changes, pauses what is new."""
-
-    def __init__(self, source: Source, consumer: Consumer, assignor: CooperativeStickyAssignor) -> None:
-        self._source = source
-        self._consumer = consumer
-        self._assignor = assignor
-
-    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        if self._current():
-            self._consumer.pause(*assigned)
-            self._source._gain(_numbers(assigned))  # noqa: SLF001
-
-    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        if self._current():
-            self._source._hand_over(self._consumer, _numbers(revoked))  # noqa: SLF001
-
-    def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
-        self._assignor.member_assignment = None  # else we would claim them when we join again
-        if self._current():
-            self._source._lose(_numbers(lost))  # noqa: SLF001
-
-    def _current(self) -> bool:
-        """A client that was thrown away has no say any more."""
-        return self._source._consumer is self._consumer  # noqa: SLF001
-
-
-class _Progress:
-    """When each partition last gave a record; `suspects` are those that have been silent for too long."""
-
-    def __init__(self, stall_s: float, now: Callable[[], float]) -> None:
-        self._now = now
-        self._stall_s = stall_s
-        self._patience = 1.0
-        self._last: dict[int, float] = {}
-        self._look_at_s = now() + stall_s / 4
-
-    def due(self) -> bool:
-        return self._now() >= self._look_at_s
-
-    def suspects(self, reading: Collection[int]) -> list[int]:
-        """Those of the partitions being read that gave nothing for the stall time."""
-        if not self.due():
-            return []
-        now = self._now()
-        self._look_at_s = now + self._stall_s / 4
-        limit = now - self._stall_s * self._patience
-        return [partition for partition in reading if self._last.setdefault(partition, now) < limit]
-
-    def restart(self, partitions: Iterable[int]) -> None:
-        self._last.update(dict.fromkeys(partitions, self._now()))
-
-    def forget(self, partitions: Iterable[int]) -> None:
-        for partition in partitions:
-            self._last.pop(partition, None)
-
-    def be_patient(self) -> None:
-        """A new client may not help either: wait longer before the next one."""
-        self._patience = min(8.0, self._patience * 2)
-
-
-def _numbers(partitions: Iterable[TopicPartition]) -> frozenset[int]:
-    return frozenset(partition.partition for partition in partitions)
