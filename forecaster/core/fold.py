@@ -24,10 +24,12 @@ from forecaster.core.score import Scores
 from forecaster.core.table import Index, Series, SeriesSpec
 from forecaster.core.tick import Outcome, Tick
 
-BUCKETS = (8, 64, 512)  # series a batch
-PLANTS = (8, 128)  # newborn series a batch
+BUCKETS = (32, 512)  # series a batch
+PLANT = 64  # newborn series a batch
+REWARM = 64  # series whose carry is warmed up at once
 HOT = 6  # steps of one series in a batch from which they run inside one program
-ROUNDS = 32  # steps of that program
+LANES = 8  # series of that program
+ROUNDS = 32  # and their steps
 LENDERS = 512  # series of a partition that a newborn borrows from
 LOAN_EVERY = 2048  # offsets after which a partition's loan is made anew
 
@@ -212,7 +214,7 @@ class Fold:
 
     def _rounds(self, work: "_Work", at: np.ndarray, turn: np.ndarray, collect: Callable[..., None]) -> None:
         """Steps of a few series that have many: ROUNDS at a time inside one program."""
-        size = BUCKETS[0]
+        size = LANES
         rows, lane = np.unique(work.row[at], return_inverse=True)
         for first in range(0, len(rows), size):
             idx = self._padded(rows[first : first + size], size)
@@ -237,25 +239,23 @@ class Fold:
         self._plant(work, at)
         rows = work.row[at]
         stale = rows[self._swap_of_row[rows] != self.swaps]
-        for start in range(0, len(stale), BUCKETS[-1]):
-            some = stale[start : start + BUCKETS[-1]]
-            size = _bucket(len(some), BUCKETS)
-            idx = self._padded(some, size)
-            carry = self._program("rewarm", size)(self._serving, self.rows, idx)
-            self.rows = self._program("set_carry", size)(self.rows, idx, carry)
+        for start in range(0, len(stale), REWARM):
+            idx = self._padded(stale[start : start + REWARM], REWARM)
+            carry = self._program("rewarm", REWARM)(self._serving, self.rows, idx)
+            self.rows = self._program("set_carry", REWARM)(self.rows, idx, carry)
         self._swap_of_row[stale] = self.swaps
 
     def _plant(self, work: "_Work", at: np.ndarray) -> None:
         newborn = at[work.fresh[at]]
-        for start in range(0, len(newborn), PLANTS[-1]):
-            some = newborn[start : start + PLANTS[-1]]
-            size = _bucket(len(some), PLANTS)
+        for start in range(0, len(newborn), PLANT):
+            some = newborn[start : start + PLANT]
             lenders = [self._loans[p] for p in work.partition[some].tolist()]
-            lenders += lenders[:1] * (size - len(some))
+            lenders += lenders[:1] * (PLANT - len(some))
             loan = Loan(*(np.stack(column) for column in zip(*lenders, strict=True)))
-            base = np.zeros(size, np.float32)
+            base = np.zeros(PLANT, np.float32)
             base[: len(some)] = work.base[some]
-            self.rows = self._program("plant", size)(self.rows, self._padded(work.row[some], size), base, loan)
+            idx = self._padded(work.row[some], PLANT)
+            self.rows = self._program("plant", PLANT)(self.rows, idx, base, loan)
         self._swap_of_row[work.row[newborn]] = self.swaps
 
     def _renew_loans(self, segment: int) -> None:
@@ -265,6 +265,13 @@ class Fold:
             valid = np.arange(LENDERS) < len(rows)
             loan = self._program("lend", LENDERS)(self.rows, self._padded(rows, LENDERS), valid)
             self._loans[partition] = Loan(*(np.asarray(x) for x in loan))
+
+    def drop(self, partition: int) -> int:
+        """Forget a partition that moved away; how many series that were."""
+        dropped = self.index.drop(partition)
+        for book in (self._loans, self._stretch, self._segment, self._due):
+            book.pop(partition, None)
+        return dropped
 
     def swap(self, model: Model) -> None:
         """Serve with another model of the same spec from the next step on; each row is warmed up when next touched."""
@@ -322,12 +329,12 @@ class Fold:
 _SIZES = {
     "advance": BUCKETS,
     "write": BUCKETS,
-    "rounds": BUCKETS[:1],
-    "put": BUCKETS[:1],
-    "rewarm": BUCKETS,
-    "set_carry": BUCKETS,
+    "rounds": (LANES,),
+    "put": (LANES,),
+    "rewarm": (REWARM,),
+    "set_carry": (REWARM,),
     "lend": (LENDERS,),
-    "plant": PLANTS,
+    "plant": (PLANT,),
 }
 
 

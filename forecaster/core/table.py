@@ -28,6 +28,11 @@ class SeriesSpec(Spec):
         gt=0,
         description="A series is dropped when its last tick is this much older (event time) than its partition's newest.",
     )
+    rebuild_ticks: int = Field(
+        100_000,
+        ge=0,
+        description="Most ticks of a partition that are read back from the log to rebuild its series.",
+    )
 
 
 class Layout(NamedTuple):
@@ -206,12 +211,14 @@ class Index:
             del self._home[name]
         self.split.discard(name)
 
-    def drop(self, partition: int) -> None:
-        """Free all rows of a partition that moved away."""
-        for name in list(self.partitions.get(partition, ())):
+    def drop(self, partition: int) -> int:
+        """Free all rows of a partition that moved away; how many those were."""
+        names = list(self.partitions.get(partition, ()))
+        for name in names:
             self.evict(partition, name)
         for book in (self.partitions, self.watermark_s, self._swept_s):
             book.pop(partition, None)
+        return len(names)
 
     def sweep(self, partition: int) -> int:
         """Evict what is idle, looking only now and then (in event time, so that a replay does the same)."""

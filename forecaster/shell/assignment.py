@@ -1,0 +1,138 @@
+"""Which partitions are ours, and how far each has come: waiting, rebuilding, serving.
+
+A new partition is paused until its rows are rebuilt from the log; the others go on meanwhile. What the source says
+comes in; what to fold without publishing and which partitions may be read goes out.
+"""
+
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from forecaster.core.fold import Fold
+from forecaster.shell.kafka import Assigned, Change, KafkaSpec, Lost, Moved, Record, Revoked
+from forecaster.shell.kafka.source import Source
+from forecaster.shell.metrics import Metrics
+from forecaster.shell.rebuild import Rebuild
+
+_log = structlog.get_logger(__name__)
+
+
+class Assignment:
+    """The partitions of this worker."""
+
+    def __init__(
+        self,
+        source: Source,
+        fold: Fold,
+        metrics: Metrics,
+        spec: KafkaSpec,
+        topic: str,
+        rebuild_ticks: int,
+        now: Callable[[], float],
+    ) -> None:
+        self.serving: set[int] = set()
+        """Partitions whose ticks are answered."""
+        self.waiting: set[int] = set()
+        """Partitions that are ours and not yet rebuilt."""
+        self.ever = False
+        """Whether anything was ever assigned: an empty assignment is an answer of the group, too."""
+        self._source, self._fold, self._metrics = source, fold, metrics
+        self._spec, self._topic, self._rebuild_ticks, self._now = spec, topic, rebuild_ticks, now
+        self._rebuild: Rebuild | None = None
+        self._began_s = 0.0
+        self._held = False
+
+    @property
+    def rebuilt(self) -> bool:
+        """Whether every partition of ours is served."""
+        return not self.waiting
+
+    @property
+    def rebuilding(self) -> bool:
+        """Whether the log is being read back right now."""
+        return self._rebuild is not None
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Take note of what the group decided; rows of partitions that left are dropped."""
+        for change in changes:
+            match change:
+                case Assigned(partitions):
+                    self.ever = True
+                    self.waiting |= partitions
+                    self._metrics.rebalances["assigned"].inc()
+                    _log.info("partitions_assigned", partitions=sorted(partitions))
+                case Revoked(partitions) | Lost(partitions):
+                    event = "revoked" if isinstance(change, Revoked) else "lost"
+                    self._leave(partitions)
+                    self._metrics.rebalances[event].inc()
+                    _log.info(f"partitions_{event}", partitions=sorted(partitions))
+                case Moved():
+                    _log.warning(
+                        "position_moved",
+                        partition=change.partition,
+                        reason=change.reason,
+                        from_offset=change.from_offset,
+                        to_offset=change.to_offset,
+                    )
+        self._metrics.assigned_partitions.set(len(self.waiting | self.serving))
+
+    def _leave(self, partitions: frozenset[int]) -> None:
+        self.waiting -= partitions
+        self.serving -= partitions
+        if self._rebuild is not None and self._rebuild.partitions & partitions:
+            self._rebuild.cancel()
+            self._rebuild = None
+            for partition in self.waiting:  # half rebuilt together with what left: they start over
+                self._fold.drop(partition)
+        for partition in partitions:
+            evicted = self._fold.drop(partition)
+            self._metrics.series_evicted["revoked"].inc(evicted)
+        self._metrics.forget_partitions(partitions)
+
+    def rebuild(self) -> list[Record]:
+        """Records to be folded without publishing; moves partitions on to serving when theirs are through."""
+        if not self.waiting:
+            return []
+        if self._rebuild is None:
+            ends = {p: self._source.position(p) for p in self.waiting}
+            known = {p: end for p, end in ends.items() if end is not None}
+            if len(known) == len(ends):
+                self._began_s = self._now()
+                self._rebuild = Rebuild(self._spec, self._topic, known, self._rebuild_ticks)
+            return []
+        if self._rebuild.done:
+            self._serve(self._rebuild)
+            return []
+        ours = self._rebuild.partitions
+        return [record for record in self._rebuild.poll() if record.partition in ours]
+
+    def _serve(self, rebuild: Rebuild) -> None:
+        took_s = self._now() - self._began_s
+        self._metrics.rebuilds.observe(took_s)
+        self._metrics.rebuild_shortfalls.inc(len(rebuild.short))
+        for partition in rebuild.short:
+            _log.warning("rebuilt_in_part", partition=partition, mend="its series start young; nothing is lost")
+        self.serving |= rebuild.partitions
+        self.waiting -= rebuild.partitions
+        self._rebuild = None
+        if not self._held:
+            self._source.resume(rebuild.partitions)
+        series = sum(len(self._fold.index.partitions.get(p, ())) for p in rebuild.partitions)
+        self._metrics.rebuilt_series.inc(series)
+        _log.info(
+            "partitions_rebuilt", partitions=sorted(rebuild.partitions), series=series, seconds=round(took_s, 2)
+        )
+
+    def hold(self, full: bool) -> None:
+        """Back-pressure: read nothing while the broker does not take what was sent."""
+        if full and not self._held:
+            self._source.pause(self.serving)
+        elif self._held and not full:
+            self._source.resume(self.serving)
+        self._held = full
+        self._metrics.paused_partitions.set(len(self.waiting) + (len(self.serving) if full else 0))
+
+    def close(self) -> None:
+        """Stop reading back."""
+        if self._rebuild is not None:
+            self._rebuild.cancel()

@@ -1,0 +1,113 @@
+"""Records in, messages out: decode, grid, advance, encode. Serving, rebuilding, backtest and tests run this one path.
+
+Knows neither the broker nor the clock; whoever drives it reads the records and sends the messages.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import NamedTuple
+
+import numpy as np
+
+from forecaster.core.advance import STATUSES
+from forecaster.core.fold import Fold, Issued
+from forecaster.core.grid import GridSpec
+from forecaster.core.tick import Outcome, Reason, Reject, Tick, TickSpec, make_decoder
+from forecaster.shell.kafka import Record
+from forecaster.shell.metrics import Metrics, Stage
+from forecaster.shell.prediction import Encoder, Forecasts
+
+
+class DeadLetter(NamedTuple):
+    """A record that cannot be used, and why."""
+
+    record: Record
+    reject: Reject
+
+
+class Answers(NamedTuple):
+    """What a batch of records comes to."""
+
+    issued: Issued
+    messages: list[bytes]  # one for each forecast, in the order of `issued`
+    dead: list[DeadLetter]
+    outcomes: Counter[Outcome]
+    reasons: Counter[Reason]
+    next_offsets: dict[int, int]  # where each partition goes on
+    newest_s: float  # newest event time among the ticks; -inf without one
+
+
+class Pipeline:
+    """The stages of one worker around its fold."""
+
+    def __init__(self, fold: Fold, tick: TickSpec, grid: GridSpec, topic: str, metrics: Metrics) -> None:
+        self.fold = fold
+        self._decode = make_decoder(tick)
+        self._encoder = Encoder(topic, fold.spec.levels, grid.interval_s or None)
+        self._interval_s = grid.interval_s
+        self._mean = mean_weights(fold.spec.levels)
+        self._metrics = metrics
+
+    def handle(self, records: Sequence[Record], *, live: bool = True) -> Answers:
+        """Take in records (grouped by partition, in offset order). `live`: the messages will be published."""
+        outcomes: Counter[Outcome] = Counter()
+        dead: list[DeadLetter] = []
+        next_offsets: dict[int, int] = {}
+        newest_s = float("-inf")
+        with self._metrics.stage(Stage.DECODE):
+            decoded = [self._decode(r.key, r.value, r.timestamp_ms) for r in records]
+        with self._metrics.stage(Stage.GRID):
+            at = 0
+            for partition, group in groupby(records, attrgetter("partition")):
+                offsets: list[int] = []
+                ticks: list[Tick] = []
+                for record in group:
+                    tick = decoded[at]
+                    at += 1
+                    next_offsets[partition] = record.offset + 1
+                    if isinstance(tick, Reject):
+                        dead.append(DeadLetter(record, tick))
+                    else:
+                        offsets.append(record.offset)
+                        ticks.append(tick)
+                outcomes.update(self.fold.admit(partition, offsets, ticks))
+                newest_s = max(newest_s, max((t.time_s for t in ticks), default=newest_s))
+        with self._metrics.stage(Stage.ADVANCE):
+            issued = self.fold.run(live=live)
+        with self._metrics.stage(Stage.ENCODE):
+            messages = self._encode(issued) if live else []
+        outcomes[Outcome.DEAD_LETTERED] += len(dead)
+        reasons = Counter(letter.reject.reason for letter in dead)
+        return Answers(issued, messages, dead, outcomes, reasons, next_offsets, newest_s)
+
+    def _encode(self, issued: Issued) -> list[bytes]:
+        quantiles = issued.last[:, None, None] + issued.offset
+        times = None
+        if self._interval_s:
+            times = issued.time_s[:, None] + self._interval_s * np.arange(1, self.fold.spec.horizon + 1)
+        batch = Forecasts(
+            series=issued.series,
+            issued_at=issued.time_s,
+            last=issued.last,
+            quantiles=quantiles,
+            mean=issued.last[:, None] + issued.offset @ self._mean,
+            status=[STATUSES[s] for s in issued.status.tolist()],
+            partition=issued.partition.tolist(),
+            offset=issued.source.tolist(),
+            anomaly=issued.anomaly.astype(np.float64),
+            target_times=times,
+        )
+        return self._encoder.encode(batch, self.fold.model.version)
+
+
+def mean_weights(levels: Iterable[float]) -> np.ndarray:
+    """Weights of the quantiles in the mean of the distribution that runs straight between them; they sum to 1.
+
+    >>> mean_weights((0.25, 0.5, 0.75)).tolist()
+    [0.375, 0.25, 0.375]
+    """
+    q = np.asarray(list(levels))
+    edges = np.concatenate([[0.0], (q[1:] + q[:-1]) / 2, [1.0]])
+    return np.diff(edges)
