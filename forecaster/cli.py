@@ -1,0 +1,332 @@
+"""The command line: arguments in, a few lines and an exit code out.
+
+Heavy imports are inside the commands, so that `--help` is quick. What a command does lives in the shell; here
+is only how it is asked for and how its answer looks. An error that an operator can mend is one message,
+without a traceback.
+"""
+
+import getpass
+import os
+import socket
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from forecaster.errors import BrokerError, BugError, ConfigError, ForecasterError
+
+if TYPE_CHECKING:
+    from forecaster.config import Config
+    from forecaster.shell.control import Answer
+    from forecaster.shell.models import Models
+    from forecaster.shell.prediction import Prediction
+    from forecaster.shell.signals import Signals
+
+app = typer.Typer(
+    help="Forecasts time series from Kafka, tick by tick, with a network that retrains while it serves.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+models_app = typer.Typer(help="The models on the models topic, and which one serves.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", envvar="FORECASTER_CONFIG", help="TOML file. Without it: the defaults."),
+]
+LOOK_BACK_S = 60.0  # how far before a request its follower begins, so that no answer is missed
+REFUSED = 1  # exit code where what was asked for was tried and did not happen
+
+
+def main(signals: "Signals | None" = None) -> int:
+    """Run the command that the arguments name; returns the exit code of an error, else raises SystemExit.
+
+    `signals`: handlers that are installed already.
+    """
+    try:
+        app(obj=signals, prog_name="forecaster")
+    except BugError:
+        raise  # with its traceback, which is what a report needs
+    except ForecasterError as error:
+        err.print(f"[red]forecaster:[/red] {escape(str(error))}")
+        return error.exit_code
+    return 0
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from forecaster import __version__  # noqa: PLC0415
+
+        out.print(f"forecaster {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# --- the daemon ---
+
+
+@app.command()
+def run(context: typer.Context, config: ConfigPath = None) -> None:
+    """Answer every tick until told to stop (SIGTERM); USR1 retrains, HUP re-reads the file, USR2 reports."""
+    settings = _load(config)
+    from forecaster.shell import daemon  # noqa: PLC0415
+    from forecaster.shell.signals import Signals  # noqa: PLC0415
+
+    raise typer.Exit(daemon.run(settings, context.obj or Signals().install(), config))
+
+
+@app.command("config")
+def show_config(config: ConfigPath = None) -> None:
+    """Print the configuration, every key explained; without a file the default one."""
+    from forecaster.config import to_toml  # noqa: PLC0415
+
+    typer.echo(to_toml(_load(config, environ=config is not None)), nl=False)
+
+
+@app.command()
+def check(config: ConfigPath = None) -> None:
+    """Validate the configuration, connect, and list everything that is missing."""
+    settings = _load(config)
+    from forecaster.shell.check import problems  # noqa: PLC0415
+
+    found = problems(settings)
+    for problem in found:
+        out.print(f"[red]✗[/red] {escape(problem)}")
+    if found:
+        raise ConfigError(f"{len(found)} problem{'s' if len(found) > 1 else ''}, see above")
+    out.print("[green]✓[/green] the configuration is sound, the broker answers, the topics are there")
+
+
+# --- predictions ---
+
+
+@app.command()
+def tail(  # noqa: PLR0917 - options, each given by name
+    config: ConfigPath = None,
+    bootstrap_servers: Annotated[str, typer.Option("--broker", help="host:port, in place of a file.")] = "",
+    topic: Annotated[str, typer.Option(help="Predictions topic, in place of the configured one.")] = "",
+    series: Annotated[list[str] | None, typer.Option(help="Only this series (may be repeated).")] = None,
+    earliest: Annotated[bool, typer.Option("--earliest", help="Begin with the oldest that is kept.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The messages as JSON lines.")] = False,
+    count: Annotated[int | None, typer.Option("-n", min=1, help="End after so many.")] = None,
+) -> None:
+    """Show predictions as they are published."""
+    import msgspec  # noqa: PLC0415
+
+    from forecaster.shell.subscribe import predictions  # noqa: PLC0415
+
+    kafka: dict[str, Any] = {}
+    if not bootstrap_servers:
+        settings = _load(config)
+        kafka = settings.kafka.model_dump(
+            exclude_unset=True, exclude={"bootstrap_servers", "group_id", "start"}
+        )
+        bootstrap_servers, topic = settings.kafka.bootstrap_servers, topic or settings.topics.predictions
+    found = predictions(
+        bootstrap_servers, topic or "predictions", start="earliest" if earliest else "latest", **kafka
+    )
+    wanted = (p for p in found if not series or p.series in series)
+    try:
+        for prediction in islice(wanted, count):
+            typer.echo(msgspec.json.encode(prediction).decode() if as_json else prediction_line(prediction))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def prediction_line(prediction: "Prediction") -> str:
+    """One prediction on one line: the last value, then the first and the last step with their band."""
+    low, high = _band(prediction.levels)
+    middle = min(range(len(prediction.levels)), key=lambda i: abs(prediction.levels[i] - 0.5))
+    steps = [
+        f"+{h + 1} {prediction.quantiles[h][middle]:.6g}"
+        f" [{prediction.quantiles[h][low]:.6g}, {prediction.quantiles[h][high]:.6g}]"
+        for h in sorted({0, prediction.horizon - 1})
+    ]
+    when = _time(prediction.issued_at)
+    model = f"{prediction.status} {prediction.model}".strip()
+    return f"{when}  {prediction.series}  {prediction.last:.6g}  {'  '.join(steps)}  {model}"
+
+
+def _band(levels: Sequence[float]) -> tuple[int, int]:
+    """Where the 80 % interval stands among the levels; the outermost levels where it is not published."""
+    if 0.1 in levels and 0.9 in levels:
+        return levels.index(0.1), levels.index(0.9)
+    return 0, len(levels) - 1
+
+
+# --- retraining ---
+
+
+@app.command()
+def retrain(
+    config: ConfigPath = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the decision and show it.")] = False,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 900.0,
+) -> None:
+    """Ask for a retrain now; with --wait, exit 0 if the candidate was promoted or honestly refused."""
+    settings = _load(config)
+    from forecaster.shell.control import Command, ControlFollower, Controls, Request  # noqa: PLC0415
+
+    _require_topic(settings, settings.topics.control)
+    request = Request(command=Command.RETRAIN, trigger="cli", sender=_sender())
+    follower = ControlFollower(settings.kafka, settings.topics.control, start=request.at_s - LOOK_BACK_S)
+    controls = Controls(settings.kafka, settings.topics.control)
+    try:
+        controls.write(request)
+        out.print(f"requested retrain {request.id}")
+        if wait:
+            deadline_s = time.monotonic() + timeout_s
+            with err.status("waiting for the decision"):
+                while request.id not in follower.answers:
+                    if time.monotonic() > deadline_s:
+                        raise BrokerError(
+                            f"no decision on {request.id} within {timeout_s:g} s: does a trainer run?"
+                        )
+                    follower.poll(0.25)
+            _show_decision(follower.answers[request.id])
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    finally:
+        controls.close()
+        follower.close()
+
+
+def _show_decision(answer: "Answer") -> None:
+    out.print(f"[bold]{escape(answer.outcome)}[/bold] {escape(answer.message)}".rstrip())
+    for name, value in answer.details.items():
+        out.print(f"  {escape(name)}: {escape(_brief(value))}")
+    if answer.outcome not in {"promoted", "rejected"}:
+        raise typer.Exit(REFUSED)
+
+
+# --- models ---
+
+
+@models_app.command("list")
+def list_models(config: ConfigPath = None) -> None:
+    """Every model on the topic, oldest first."""
+    table = Table(
+        "version", "", "created", "parent", "steps", "hold-out loss (candidate, serving, last value)"
+    )
+    for entry in _models(_load(config)).versions():
+        card = entry.stored.card
+        table.add_row(
+            entry.stored.version,
+            "[green]serving[/green]" if entry.serving else "",
+            _time(card["created_s"]) if card.get("created_s") else "",
+            str(card.get("parent", "")),
+            str(card.get("steps_taken", "")),
+            _losses(card.get("scores", {})),
+        )
+    out.print(table if table.row_count else "no model yet")
+
+
+@models_app.command("show")
+def show_model(
+    version: Annotated[str, typer.Argument(help="Without it, the one that serves.")] = "",
+    config: ConfigPath = None,
+) -> None:
+    """What is known of a model: its card and its shape, as JSON."""
+    import orjson  # noqa: PLC0415
+
+    stored = _models(_load(config)).fetch(version)
+    if stored is None:
+        raise ConfigError(f"there is no model {version!r}" if version else "no model serves yet")
+    about = {"version": stored.version, "bytes": len(stored.data), "spec": stored.spec, "card": stored.card}
+    typer.echo(orjson.dumps(about, option=orjson.OPT_INDENT_2).decode())
+
+
+@models_app.command("rollback")
+def roll_back(
+    version: Annotated[str, typer.Argument(help="Without it, the one that served before.")] = "",
+    reason: Annotated[str, typer.Option(help="Kept with the decision.")] = "rollback",
+    config: ConfigPath = None,
+) -> None:
+    """Let an earlier model serve; the daemons swap it in within moments, without a pause."""
+    serving = _models(_load(config)).roll_back(reason, version)
+    out.print(f"{serving.version} serves in place of {serving.previous or 'none'}")
+
+
+@models_app.command("import")
+def import_model(
+    path: Annotated[Path, typer.Argument(help="A model file, as `show` describes it.")],
+    serve: Annotated[bool, typer.Option("--serve", help="Let it serve at once.")] = False,
+    config: ConfigPath = None,
+) -> None:
+    """Publish a model file; it serves only when told to."""
+    models = _models(_load(config))
+    stored = models.import_file(path)
+    if serve:
+        models.serve(stored.version, "imported")
+    out.print(f"imported {stored.version}" + (", it serves now" if serve else ""))
+
+
+# --- helpers ---
+
+
+def _load(path: Path | None, *, environ: bool = True) -> "Config":
+    from forecaster.config import load  # noqa: PLC0415 - brings the numeric libraries
+
+    return load(path, os.environ if environ else {})
+
+
+def _models(settings: "Config") -> "Models":
+    from forecaster.shell.models import Models  # noqa: PLC0415
+
+    return Models(settings.kafka, settings.topics.models)
+
+
+def _require_topic(settings: "Config", topic: str) -> None:
+    from forecaster.shell.kafka.log import Log  # noqa: PLC0415
+
+    log = Log(settings.kafka)
+    try:
+        if not log.partitions(topic):
+            raise BrokerError(
+                f"there is no topic {topic!r} at {settings.kafka.bootstrap_servers}: see forecaster check"
+            )
+    finally:
+        log.close()
+
+
+def _sender() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def _time(time_s: float) -> str:
+    return (
+        datetime.fromtimestamp(time_s, UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
+        + "Z"
+    )
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_brief(inner)}" for name, inner in value.items())
+    return str(value)
+
+
+def _losses(scores: dict[str, dict[str, float]]) -> str:
+    losses = (scores.get(who, {}) for who in ("candidate", "serving", "last_value"))
+    return ", ".join(f"{next(iter(loss.values())):.4f}" if loss else "-" for loss in losses)

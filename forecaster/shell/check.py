@@ -1,0 +1,77 @@
+"""A configuration against the world: every reason why a daemon started with it would not do its work.
+
+Comes in: a checked configuration. Goes out: sentences with key, value and mend. Nothing is created or
+changed.
+"""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from forecaster.config import Config, every_key
+from forecaster.errors import ForecasterError
+from forecaster.shell.kafka.admin import Admin
+from forecaster.shell.kafka.log import Log
+
+
+def problems(config: Config) -> list[str]:
+    """What is missing or cannot work, one sentence each; empty when a daemon could start."""
+    return [*_files(config), *_port(config), *_broker(config)]
+
+
+def _files(config: Config) -> Iterator[str]:
+    for key in every_key():
+        path = getattr(getattr(config, key.section), key.name)
+        if isinstance(path, Path):
+            try:
+                path.read_bytes()
+            except OSError as error:
+                yield f"{key.dotted} = {str(path)!r}: cannot be read: {error.strerror}; mend path or rights"
+
+
+def _port(config: Config) -> Iterator[str]:
+    host, port = config.http.host, config.http.port
+    if not config.http.enabled or not port:
+        return
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as door:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            door.bind((host, port))
+    except OSError as error:
+        yield (
+            f"http.host = {host!r}, http.port = {port}: cannot be listened on: {error.strerror}; choose"
+            f" another, or stop what uses it (a daemon that runs already?)"
+        )
+
+
+def _broker(config: Config) -> Iterator[str]:
+    try:
+        admin = Admin(config.kafka)
+    except ForecasterError as error:
+        yield f"kafka.bootstrap_servers = {config.kafka.bootstrap_servers!r}: {error}"
+        return
+    try:
+        found = admin.check(config.topics)
+        yield from (problem for problem in found if not (config.topics.create and "no such topic" in problem))
+        if config.topics.ticks in admin.describe([config.topics.ticks]):
+            yield from _reading(config)
+    except ForecasterError as error:
+        yield str(error)
+    finally:
+        admin.close()
+
+
+def _reading(config: Config) -> Iterator[str]:
+    """Whether the ticks may be read: a right of its own, which describing a topic does not show."""
+    log, topic = Log(config.kafka), config.topics.ticks
+    try:
+        partitions = log.partitions(topic)
+        ends, starts = log.end_offsets(topic, partitions), log.beginning_offsets(topic, partitions)
+        newest = {p: (max(starts[p], end - 1), end) for p, end in ends.items()}
+        for _ in log.read(topic, newest, timeout_s=config.kafka.request_timeout_s):
+            pass
+    except ForecasterError as error:
+        yield f"topics.ticks = {topic!r}: cannot be read: {error}"
+    finally:
+        log.close()
