@@ -30,6 +30,7 @@ from forecaster.shell.http import HttpSpec
 from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
 from forecaster.shell.log import LogSpec
 from forecaster.shell.metrics import MetricsSpec
+from forecaster.shell.retrain import RetrainSpec
 
 ENV_PREFIX = "FORECASTER_"
 MASK = "***"
@@ -41,7 +42,7 @@ LIVE = ("training", "log.level", "log.burst", "log.interval_s", "metrics.series"
 _SECRET_WORDS = ("password", "secret", "token", "credential")
 
 
-class TrainingSpec(TrainSpec, PromoteSpec):
+class TrainingSpec(RetrainSpec, TrainSpec, PromoteSpec):
     """When a new network is trained, on what, how, and what it has to show."""
 
 

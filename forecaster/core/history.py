@@ -352,18 +352,13 @@ def _looking_back(flat: _Flat, at: Ints, here: Running, seasons: Any, horizon: i
     return (
         back(np.arange(features.LEAD, -1, -1)),
         (flat.time_s[at] - flat.time_s[flat.ago(at, 1)]).astype(np.float32),
-        week_days(flat.time_s[at]),
+        (flat.time_s[at] / features.DAY_S % features.WEEK_DAYS).astype(np.float32),  # as the fold has it
         np.concatenate([back(best), back(np.maximum(best - 1, 0))], axis=1),
         flat.base[owner],
         here,
         seasons,
         (ahead(best), ahead(second)),
     )
-
-
-def week_days(time_s: NDArray[np.float64]) -> Floats:
-    """Days since the week (Monday, UTC) began."""
-    return ((time_s / features.DAY_S + 3.0) % features.WEEK_DAYS).astype(np.float32)
 
 
 # --- seasons ------------------------------------------------------------------------------------------

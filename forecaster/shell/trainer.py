@@ -1,0 +1,342 @@
+"""The training process: reads its slice of the log, fits, judges, publishes what is better, says so and exits.
+
+In comes one line of JSON on stdin (`Job`); out go lines of JSON on stdout (`Report`), the last of which is the result.
+Runs apart from the daemon, at low priority, and dies with it: the end of stdin or the parent's death ends it at once.
+Nothing serves before the last act, one record on the models topic; so wherever it is stopped, nothing has changed.
+"""
+
+import ctypes
+import hashlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import msgspec
+import numpy as np
+from pydantic import SecretStr
+
+from forecaster.config import Config
+from forecaster.core.grid import GridSpec
+from forecaster.core.history import Span
+from forecaster.core.model import Model, ModelSpec
+from forecaster.core.promote import PromoteSpec, Retrained, retrain
+from forecaster.core.spec import Spec
+from forecaster.core.tick import TickSpec
+from forecaster.core.train import Failure, Progress, TrainSpec
+from forecaster.errors import DataError, ForecasterError
+from forecaster.shell.kafka import KafkaSpec, Record
+from forecaster.shell.kafka.log import Log
+from forecaster.shell.models import Models, Refused
+from forecaster.shell.models.codec import MOST_BYTES, parse
+from forecaster.shell.models.convert import from_stored, to_stored
+from forecaster.shell.replay import read_ticks
+from forecaster.shell.slices import Slicer
+
+NICE = 10
+PR_SET_PDEATHSIG = 1
+MOST_JOB_BYTES = 1 << 20
+
+
+class OnTopics(msgspec.Struct, frozen=True, tag="topics"):
+    """Ticks from a topic, models from and to another."""
+
+    kafka: dict[str, Any]
+    ticks: str
+    models: str
+    history_ticks: int
+    read_s: float
+    keep: int
+    offsets: dict[int, tuple[int, int]] = {}
+    """Partition -> (start, end); empty: up to the ends that are found now, all partitions together at most
+    `history_ticks`."""
+
+
+class OnFiles(msgspec.Struct, frozen=True, tag="files"):
+    """Ticks from a file, models from and to files."""
+
+    ticks: str
+    candidate: str
+    serving: str = ""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What to train. The dictionaries are the sections of the configuration."""
+
+    source: OnTopics | OnFiles
+    tick: dict[str, Any] = {}
+    grid: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+    promote: dict[str, Any] = {}
+    spans: list[tuple[str, float, float]] = []
+    """Series ("": all), and event times from and to: left out."""
+    fit_s: float = 600.0
+    """After so long, from its first look at the hold-out on, the fit ends with the best it has."""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A line on stdout. With an `outcome` it is the last one."""
+
+    stage: str
+    outcome: str = ""
+    reason: str = ""
+    message: str = ""
+    version: str = ""
+    ticks: int = 0
+    series: int = 0
+    step: int = 0
+    steps: int = 0
+    losses: dict[str, float] = {}
+    origins: dict[str, int] = {}
+
+
+Say = Callable[[Report], None]
+
+
+def job_for(config: Config, fit_s: float, spans: Iterable[Span] = ()) -> bytes:
+    """The line for a trainer that reads the log and publishes on the models topic, as configured."""
+    training, topics = config.training, config.topics
+
+    def part(kind: type[Spec]) -> dict[str, Any]:
+        return training.model_dump(mode="json", include=set(kind.model_fields))
+
+    source = OnTopics(
+        kafka=revealed(config.kafka),
+        ticks=topics.ticks,
+        models=topics.models,
+        history_ticks=training.history_ticks,
+        read_s=training.time_limit_s / 2,
+        keep=training.keep_models,
+    )
+    job = Job(
+        source=source,
+        tick=config.tick.model_dump(mode="json"),
+        grid=config.grid.model_dump(mode="json"),
+        model=config.model.model_dump(mode="json"),
+        train=part(TrainSpec),
+        promote=part(PromoteSpec),
+        spans=[tuple(span) for span in spans],
+        fit_s=fit_s,
+    )
+    return msgspec.json.encode(job)
+
+
+def revealed(spec: Spec) -> dict[str, Any]:
+    """A spec as JSON with its secrets in clear: for the pipe to the trainer, never for a log."""
+    secrets = {name: value.get_secret_value() for name, value in spec if isinstance(value, SecretStr)}
+    return spec.model_dump(mode="json") | secrets
+
+
+def main() -> int:
+    """Entry of the process; the exit code."""
+    _die_with_parent()
+    say = _speaker()
+    job = msgspec.json.decode(sys.stdin.buffer.readline(MOST_JOB_BYTES), type=Job)
+    threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
+    try:
+        say(run(job, say))
+    except MemoryError:
+        say(Report(stage="end", outcome="out_of_memory", message="memory is exhausted"))
+    except jax.errors.JaxRuntimeError as error:
+        outcome = "out_of_memory" if "RESOURCE_EXHAUSTED" in str(error) else "crashed"
+        say(Report(stage="end", outcome=outcome, message=str(error)[:200]))
+    except ForecasterError as error:
+        say(Report(stage="end", outcome="crashed", message=str(error)[:500]))
+        return error.exit_code
+    return 0
+
+
+def run(job: Job, say: Say) -> Report:
+    """Do the job; the last report. Raises ForecasterError when the log or the models cannot be read or written."""
+    source = job.source
+    store = _Topics(source) if isinstance(source, OnTopics) else _Files(source)
+    slicer = Slicer(TickSpec.model_validate(job.tick), GridSpec.model_validate(job.grid))
+    for records in store.read(TickSpec.model_validate(job.tick)):
+        slicer.add(records)
+    history = slicer.slices()
+    say(Report(stage="read", ticks=slicer.ticks, series=len(history)))
+    first_look_s: list[float] = []  # when compiling is over
+
+    def watch(at: Progress) -> bool:
+        now_s = time.monotonic()
+        first_look_s.append(now_s)
+        losses = {"train": at.loss, "holdout": at.holdout_loss, "best": at.best_loss}
+        say(Report(stage="fit", step=at.step, steps=at.steps, losses=losses))
+        return now_s - first_look_s[0] < job.fit_s
+
+    spec = TrainSpec.model_validate(job.train)
+    result = retrain(
+        history,
+        spec,
+        ModelSpec.model_validate(job.model),
+        PromoteSpec.model_validate(job.promote),
+        store.serving(),
+        [Span(*span) for span in job.spans],
+        watch,
+    )
+    if isinstance(result, Failure):
+        message = f"{slicer.ticks} ticks of {len(history)} series"
+        return Report(stage="end", outcome=result.value, message=message, ticks=slicer.ticks)
+    model = _finished(result, slicer.newest_s, store.offsets, spec.seed)
+    if result.decision.promote:
+        store.publish(model, result.decision.reason.value)
+    return Report(
+        stage="end",
+        outcome="promoted" if result.decision.promote else "rejected",
+        reason=result.decision.reason.value,
+        version=model.version,
+        ticks=slicer.ticks,
+        series=len(history),
+        step=result.fit.steps_taken,
+        losses=_losses(result),
+        origins=result.origins,
+    )
+
+
+def _losses(result: Retrained) -> dict[str, float]:
+    return {name: loss for name, loss in result.decision.losses._asdict().items() if loss is not None}
+
+
+def _finished(
+    result: Retrained, newest_s: float, offsets: Mapping[int, tuple[int, int]], seed: int
+) -> Model:
+    """The model with its card. The same slices, spec and seed give the same version again."""
+    digest = hashlib.sha256(repr(sorted(offsets.items())).encode())
+    for name in sorted(result.model.params):
+        digest.update(np.ascontiguousarray(result.model.params[name]).tobytes())
+    through = datetime.fromtimestamp(newest_s, UTC)
+    card = result.model.card.model_copy(
+        update={
+            "version": f"{through:%Y%m%d-%H%M%S}-{digest.hexdigest()[:8]}",
+            "created_s": newest_s,
+            "seed": seed,
+            "offsets": {str(partition): span for partition, span in offsets.items()},
+            "scores": {name: {"loss": loss} for name, loss in _losses(result).items()},
+            "notes": {"reason": result.decision.reason.value},
+        }
+    )
+    return result.model._replace(card=card)
+
+
+# --- where ticks and models come from and go to -------------------------------------------------------
+
+
+class _Topics:
+    """The log and the models topic."""
+
+    def __init__(self, job: OnTopics) -> None:
+        self._job, self._spec = job, KafkaSpec.model_validate(job.kafka)
+        self._models = Models(self._spec, job.models)
+        self.offsets: dict[int, tuple[int, int]] = dict(job.offsets)
+
+    def read(self, tick: TickSpec) -> Iterator[list[Record]]:
+        """The slices, up to the ends that are noted first."""
+        del tick
+        log = Log(self._spec)
+        try:
+            if not self.offsets:
+                partitions = log.partitions(self._job.ticks)
+                first = log.beginning_offsets(self._job.ticks, partitions)
+                ends = log.end_offsets(self._job.ticks, partitions)
+                self.offsets = newest(first, ends, self._job.history_ticks)
+            yield from log.read(self._job.ticks, self.offsets, self._job.read_s)
+        finally:
+            log.close()
+
+    def serving(self) -> Model | None:
+        """What serves now; None where nothing does, or nothing that this release can use."""
+        stored = self._models.fetch()
+        model = from_stored(stored) if stored is not None else None
+        return None if isinstance(model, Refused) else model
+
+    def publish(self, model: Model, reason: str) -> None:
+        """Write the model, then that it serves; then remove the oldest."""
+        self._models.publish(to_stored(model))
+        self._models.serve(model.version, reason)
+        self._models.prune(self._job.keep)
+
+
+class _Files:
+    """A file of ticks, and files of models."""
+
+    def __init__(self, job: OnFiles) -> None:
+        self._job = job
+        self.offsets: dict[int, tuple[int, int]] = {}
+
+    def read(self, tick: TickSpec) -> Iterable[list[Record]]:
+        """All rows, as records."""
+        records = read_ticks(Path(self._job.ticks), tick)
+        self.offsets = {0: (0, len(records))}
+        return [records]
+
+    def serving(self) -> Model | None:
+        """The model in the file, if one is named. Raises DataError."""
+        if not self._job.serving:
+            return None
+        data = Path(self._job.serving).read_bytes()
+        stored = parse(data) if len(data) <= MOST_BYTES else None
+        model = from_stored(stored) if stored is not None and not isinstance(stored, Refused) else stored
+        if model is None or isinstance(model, Refused):
+            raise DataError(f"{self._job.serving}: {model.message if model else 'is too large for a model'}")
+        return model
+
+    def publish(self, model: Model, reason: str) -> None:
+        """Write the model whole, or not at all."""
+        del reason
+        path = Path(self._job.candidate)
+        unfinished = path.with_suffix(".part")
+        unfinished.write_bytes(to_stored(model).data)
+        unfinished.replace(path)
+
+
+def newest(first: Mapping[int, int], ends: Mapping[int, int], most: int) -> dict[int, tuple[int, int]]:
+    """The newest `most` offsets of all partitions together: of each the same number, as far as it has them.
+
+    >>> newest({0: 0, 1: 90}, {0: 100, 1: 100}, 50)
+    {0: (60, 100), 1: (90, 100)}
+    """
+    lengths = {partition: end - first.get(partition, 0) for partition, end in ends.items()}
+    left, share = most, {}
+    for place, partition in enumerate(sorted(lengths, key=lambda p: lengths[p])):
+        share[partition] = min(lengths[partition], left // (len(lengths) - place))
+        left -= share[partition]
+    return {partition: (ends[partition] - share[partition], ends[partition]) for partition in sorted(ends)}
+
+
+# --- the process --------------------------------------------------------------------------------------
+
+
+def _die_with_parent() -> None:
+    """Low priority, and an end when the parent ends, however it does (elsewhere than on Linux: at the end of stdin)."""
+    os.nice(NICE)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _exit_at_end_of_input() -> None:
+    while sys.stdin.buffer.read(1):
+        pass
+    os._exit(1)
+
+
+def _speaker() -> Say:
+    """Write reports to what is stdout now; anything else that prints goes to stderr from here on."""
+    out = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    encode = msgspec.json.Encoder().encode
+
+    def say(report: Report) -> None:
+        out.write(encode(report) + b"\n")
+
+    return say
+
+
+if __name__ == "__main__":
+    sys.exit(main())
