@@ -1,10 +1,10 @@
 """The library's rebalance callbacks -> functions of ours, with numbers for partitions.
 
-They run on the client's own thread while the caller waits in `poll`; whatever asks the broker and waits for it would
-block that thread, and may not be called from here.
+They run on the client's own thread while the caller waits in `poll`; whatever asks the broker and waits
+for it would block that thread, and may not be called from here.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from kafka import ConsumerRebalanceListener, TopicPartition
 

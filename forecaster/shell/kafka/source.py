@@ -14,7 +14,13 @@ from typing import Any
 
 from kafka import TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import KafkaError, LogTruncationError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from kafka.errors import (
+    KafkaError,
+    LogTruncationError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    UnknownTopicOrPartitionError,
+)
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from forecaster.errors import BrokerError
@@ -244,6 +250,11 @@ class Source:
         }
         try:
             consumer = Consumer(**settings)
+            if not consumer.partitions_for_topic(
+                self.topic
+            ):  # who joins without knowing it gets no partition
+                consumer.close()
+                raise UnknownTopicOrPartitionError(f"there is no topic {self.topic!r}")
             consumer.subscribe([self.topic], listener=self._listen(consumer, assignor))
         except Exception as error:  # see the head of this file
             self._failed(error)
@@ -271,7 +282,7 @@ class Source:
     def _failed(self, error: BaseException) -> None:
         self._raise_if_fatal(error)
         if self._consumer is None:
-            log.warning("no broker answers at %s: %s", self.spec.bootstrap_servers, error)
+            log.warning("cannot join through %s: %s", self.spec.bootstrap_servers, error)
         else:
             self.rebuilds["error"] += 1
             log.warning("rebuilding the consumer after %s: %s", type(error).__name__, error)
@@ -446,3 +457,10 @@ class Source:
         self, offsets: Mapping[int, int], metadata: str
     ) -> dict[TopicPartition, OffsetAndMetadata]:
         return {self._tp(p): OffsetAndMetadata(offset, metadata, -1) for p, offset in offsets.items()}
+
+
+def _require_topic(consumer: Consumer, topic: str) -> None:
+    """A member that joins before it knows the topic may be given nothing, for good."""
+    if not consumer.partitions_for_topic(topic):
+        consumer.close()
+        raise UnknownTopicOrPartitionError(f"there is no topic {topic!r}")

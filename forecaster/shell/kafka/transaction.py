@@ -192,7 +192,7 @@ class ExactlyOnce:
             open_s < spec.transaction_timeout_s  # else the broker itself has ended it
         ):
             raise FencedError(
-                f"another worker took over transactional id {spec.stable_transactional_id!r}; give each its own"
+                f"another worker took over transactional id {spec.stable_transactional_id!r}"
             ) from error
         ours = fatal(cause)
         if ours is not None or self._fruitless > _MOST_RESETS:
