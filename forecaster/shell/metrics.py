@@ -124,7 +124,7 @@ class Metrics:
         registry: CollectorRegistry | None = None,
     ) -> None:
         self.registry = registry or CollectorRegistry()
-        self.watched = frozenset((spec or MetricsSpec()).series)
+        self.watched: frozenset[str] = frozenset((spec or MetricsSpec()).series)
         self.phase = Phase.STARTUP
         self._horizon = horizon
         self._levels = tuple(levels)
@@ -405,6 +405,12 @@ class Metrics:
         for step in {0, len(quantiles) - 1}:
             for level, value in zip(self._levels, quantiles[step], strict=True):
                 self.series_forecast.labels(series, str(step + 1), f"{level:g}").set(float(value))
+
+    def watch(self, series: Iterable[str]) -> None:
+        """List other series from now on; what no longer has a label leaves no stale value behind."""
+        self.watched = frozenset(series)
+        self.series_value.clear()
+        self.series_forecast.clear()
 
     # --- training and models -----------------------------------------------------------------------------
 
