@@ -45,7 +45,7 @@ start = "earliest"
 session_timeout_s = {session_timeout_s}
 
 [training]
-on_start = true
+steps = 200
 
 [http]
 port = {port}

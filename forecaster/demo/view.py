@@ -281,7 +281,7 @@ def _share(share: float | None) -> str:
 
 
 def _skill(skill: float | None) -> str:
-    return "-" if skill is None else f"{skill:+.2f}"
+    return "-" if skill is None else f"{max(skill, -9.99):+.2f}"
 
 
 def _milliseconds(seconds: float | None) -> str:
