@@ -1,5 +1,5 @@
-"""Everything under deploy/ that can be proved without the programs it is for: that it parses, that what it names
-exists (metrics, labels, files, ports, paths, keys, runbooks), that its rules fire and stay silent as promised.
+"""Everything under deploy/ that can be proved without the programs it is for: that it parses, that what it
+names exists (metrics, labels, files, ports, paths, keys, runbooks), that rules fire and stay silent as told.
 """
 
 import configparser

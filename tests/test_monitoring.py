@@ -1,0 +1,138 @@
+"""Prometheus itself scrapes a worker: every panel's query answers with numbers, every alert's does when its
+comparisons filter nothing.
+"""
+
+import json
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from forecaster.core.tick import Outcome, Reason
+from forecaster.shell.http import Hooks, HttpServer, HttpSpec
+from forecaster.shell.metrics import Metrics, MetricsSpec, Phase, Stage, State
+from tests.prometheus import Prometheus, scraping
+
+DEPLOY = Path(__file__).parent.parent / "deploy"
+LEVELS = (0.05, 0.1, 0.5, 0.9, 0.95)
+HORIZON = 3
+DATA_S = 60.0
+
+pytestmark = [pytest.mark.slow, pytest.mark.process]
+
+
+def panel_queries() -> dict[str, str]:
+    """The queries of all panels, with the variables filled in as Grafana would."""
+    variables = {"$__rate_interval": "1m", "$job": "forecaster", "$instance": ".+", "$series": "a"}
+    queries: dict[str, str] = {}
+    for path in sorted((DEPLOY / "grafana" / "dashboards").glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel.get("targets", ()):
+                query = target["expr"]
+                for name, value in variables.items():
+                    query = query.replace(name, value)
+                queries[f"{path.stem}: {panel['title']}: {target['legendFormat']}"] = query
+    return queries
+
+
+def alert_queries() -> dict[str, str]:
+    """The expressions of all alerts, each comparison made to answer 0 or 1 instead of filtering."""
+    groups = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["groups"]
+    return {rule["alert"]: unfiltered(rule["expr"]) for group in groups for rule in group["rules"]}
+
+
+def unfiltered(expression: str) -> str:
+    """absent() has data only when something is wrong: what it asks for is asked instead."""
+    return re.sub(r" (==|!=|>=|<=|>|<) ", r" \1 bool ", expression).replace("absent(", "(")
+
+
+def await_data(prometheus: Prometheus, queries: dict[str, str], good: Callable[[float], bool]) -> None:
+    """Ask until each query has answered with a good value."""
+    deadline = time.monotonic() + DATA_S
+    silent = queries
+    while silent and time.monotonic() < deadline:
+        silent = {
+            name: query for name, query in silent.items() if not any(map(good, prometheus.query(query)))
+        }
+        time.sleep(0.2)
+    assert not silent
+
+
+@contextmanager
+def every_metric_moves() -> Iterator[int]:
+    """A worker's metrics, all in motion, behind the real HTTP server; yields its port."""
+    metrics = Metrics(MetricsSpec(series=("a",)), horizon=HORIZON, levels=LEVELS)
+    ended = threading.Event()
+    metrics.set_serving("v1", "gru", time.time() - 60, time.time() - 90)
+    metrics.retrain_interval.set(3600)
+    metrics.retrain_deadline.set(600)
+
+    def work() -> None:
+        while not ended.wait(0.1):
+            turn(metrics)
+
+    hooks = Hooks(lambda: {"ok": True}, lambda: {"ready": True}, dict, str)
+    server = HttpServer(HttpSpec(port=0), metrics.registry, hooks)
+    thread = threading.Thread(target=work)
+    server.start()
+    thread.start()
+    try:
+        yield server.port
+    finally:
+        ended.set()
+        thread.join()
+        server.close()
+
+
+def turn(metrics: Metrics) -> None:
+    """What a turn of the loop and all that happens now and then would report."""
+    now = time.time()
+    metrics.state.state(State.RUNNING)
+    metrics.ready.set(1)
+    metrics.loop_iterations.inc()
+    metrics.loop_last_iteration.set(now)
+    for stage in Stage:
+        with metrics.stage(stage):
+            pass
+    metrics.batch_size.observe(10)
+    metrics.ticks[Outcome.ACCEPTED].inc(9)
+    metrics.ticks[Outcome.DEAD_LETTERED].inc()
+    metrics.dead_letters[Reason.NULL].inc()
+    metrics.consumed_bytes.inc(700)
+    metrics.produced_bytes.inc(5000)
+    metrics.last_tick.set(now)
+    metrics.set_lag({0: 3, 1: 0})
+    metrics.commits.inc()
+    metrics.predictions["ok"].inc(9)
+    metrics.prediction_latency.observe_same(0.004, 9)
+    metrics.event_to_prediction.observe_many(np.full(9, 0.3))
+    metrics.last_prediction.set(now)
+    metrics.rebuilds.observe(2)
+    metrics.observe_scores(
+        scored=np.full(HORIZON, 9),
+        absolute_error=np.full(HORIZON, 4.0),
+        last_value_absolute_error=np.full(HORIZON, 5.0),
+        pinball_loss=np.full(HORIZON, 2.0),
+        last_value_pinball_loss=np.full(HORIZON, 2.5),
+        quantile_scored=np.full(len(LEVELS), 27),
+        quantile_covered=np.array(LEVELS) * 27,
+    )
+    metrics.set_expert_weights(["network", "last_value"], [0.7, 0.3])
+    metrics.observe_series("a", 5.0, np.ones((HORIZON, len(LEVELS)), np.float32))
+    metrics.retrain_began(now)
+    metrics.retrain_ended("promoted", 20.0, now, {"candidate": 0.7, "serving": 0.8, "last_value": 1.0})
+    metrics.compiles[Phase.STARTUP].inc()
+
+
+def test_panels_show_numbers_and_alerts_can_see(tmp_path: Path) -> None:
+    with every_metric_moves() as port, scraping(port, tmp_path) as prometheus:
+        await_data(prometheus, panel_queries(), lambda value: not math.isnan(value))
+        await_data(prometheus, alert_queries(), lambda _: True)
+        assert prometheus.query('ALERTS{alertstate="firing", alertname!="ForecasterCrashLooping"}') == []
