@@ -5,10 +5,11 @@ security, timeouts and limits are decided once.
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaProducer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
     AuthorizationError,
@@ -19,12 +20,14 @@ from kafka.errors import (
     SaslAuthenticationFailedError,
     UnsupportedSaslMechanismError,
 )
+from kafka.net.compat import KafkaNetClient
 from kafka.net.sasl.oauth import AbstractTokenProvider
 
 from forecaster.errors import BrokerError, ConfigError, FencedError, ForecasterError
 from forecaster.shell.kafka.spec import KafkaSpec
 
 Settings = dict[str, Any]
+Client = TypeVar("Client")
 
 _PASSED_BY_NAME = (
     "client_id",
@@ -136,17 +139,20 @@ def writer_settings(spec: KafkaSpec) -> Settings:
     }
 
 
-class Consumer(KafkaConsumer):
-    """The library's consumer, which does not leave its thread behind when it cannot connect."""
+def connect(kind: Callable[..., Client], settings: Settings) -> Client:
+    """A client of the library, which does not leave sockets and threads behind when nobody answers."""
+    made: list[KafkaNetClient] = []
 
-    def __init__(self, *topics: str, **settings: Any) -> None:
-        try:
-            super().__init__(*topics, **settings)
-        except BaseException:
-            client = getattr(self, "_client", None)
-            if client is not None:
-                client.close()
-            raise
+    def make(**configuration: Any) -> KafkaNetClient:
+        made.append(KafkaNetClient(**configuration))
+        return made[-1]
+
+    try:
+        return kind(kafka_client=make, **settings)
+    except BaseException:
+        for client in made:
+            client.close()
+        raise
 
 
 def close_producer(producer: KafkaProducer, timeout_s: float) -> None:

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal
 
-from kafka import TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from forecaster.errors import BrokerError
-from forecaster.shell.kafka.client import Consumer, fatal, reader_settings
+from forecaster.shell.kafka.client import connect, fatal, reader_settings
 from forecaster.shell.kafka.record import Record
 from forecaster.shell.kafka.source import to_records
 from forecaster.shell.kafka.spec import KafkaSpec
@@ -35,7 +35,7 @@ class Log:
 
     def __init__(self, spec: KafkaSpec) -> None:
         self._spec = spec
-        self._consumer: Consumer | None = None
+        self._consumer: KafkaConsumer | None = None
 
     def partitions(self, topic: str) -> list[int]:
         """The partitions of a topic; empty if it does not exist."""
@@ -88,10 +88,10 @@ class Log:
         if consumer is not None:
             _close(consumer)
 
-    def _ask(self, question: Callable[[Consumer], Any]) -> Any:
+    def _ask(self, question: Callable[[KafkaConsumer], Any]) -> Any:
         try:
             if self._consumer is None:
-                self._consumer = Consumer(**reader_settings(self._spec))
+                self._consumer = connect(KafkaConsumer, reader_settings(self._spec))
             return question(self._consumer)
         except KafkaError as error:
             self.close()
@@ -181,7 +181,7 @@ class _Reader:
         self.positions = dict(positions)
         self.last_error: BaseException | None = None
         self._spec = spec
-        self._consumer: Consumer | None = None
+        self._consumer: KafkaConsumer | None = None
         self._left_out: set[TopicPartition] = set()
 
     def poll(self, timeout_s: float) -> list[Record]:
@@ -213,12 +213,12 @@ class _Reader:
         if consumer is not None:
             _close(consumer)
 
-    def _connect(self) -> Consumer:
+    def _connect(self) -> KafkaConsumer:
         settings = reader_settings(self._spec) | {
             "auto_offset_reset": "earliest",  # what retention has removed is skipped
             "bootstrap_timeout_ms": round(_CONNECT_TIMEOUT_S * 1000),
         }
-        consumer = Consumer(**settings)
+        consumer = connect(KafkaConsumer, settings)
         consumer.assign(list(self.positions))
         for partition, offset in self.positions.items():
             consumer.seek(partition, offset)
@@ -245,7 +245,7 @@ def _too_late(reader: _Reader, wanted: Mapping[TopicPartition, tuple[int, int]],
     return f"the log could not be read in {timeout_s:g} s: {where}{why}"
 
 
-def _close(consumer: Consumer) -> None:
+def _close(consumer: KafkaConsumer) -> None:
     try:
         consumer.close(autocommit=False, timeout_ms=1_000)
     except Exception as error:  # it may fail in any way; its threads have to end

@@ -15,7 +15,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
 
 from forecaster.errors import BrokerError
-from forecaster.shell.kafka.client import Settings, close_producer, fatal, writer_settings
+from forecaster.shell.kafka.client import Settings, close_producer, connect, fatal, writer_settings
 from forecaster.shell.kafka.spec import KafkaSpec
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class Sink:
 
     def connect(self) -> Any:
         """Make the producer now; else the first message does. Raises the library's error."""
-        self._producer = KafkaProducer(**(writer_settings(self.spec) | self._overrides))
+        self._producer = connect(KafkaProducer, writer_settings(self.spec) | self._overrides)
         return self._producer
 
     def close(self, timeout_s: float) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import itemgetter
 from typing import Any
 
-from kafka import TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
     KafkaError,
@@ -24,7 +24,7 @@ from kafka.errors import (
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from forecaster.errors import BrokerError
-from forecaster.shell.kafka.client import Consumer, fatal, member_settings
+from forecaster.shell.kafka.client import connect, fatal, member_settings
 from forecaster.shell.kafka.listener import Listener
 from forecaster.shell.kafka.progress import Progress
 from forecaster.shell.kafka.record import Assigned, Change, Lost, Moved, MoveReason, Record, Revoked
@@ -67,7 +67,7 @@ class Source:
         self.rebuilds: Counter[str] = Counter()
         self.before_revoke: Callable[[frozenset[int]], Mapping[int, int]] = lambda _: {}
         self._now = now
-        self._consumer: Consumer | None = None
+        self._consumer: KafkaConsumer | None = None
         self._changes: list[Change] = []
         self._commits: list[Callable[[bool], None]] = []
         self._epoch = 0
@@ -238,7 +238,7 @@ class Source:
 
     # -- the client
 
-    def _connect(self, timeout_s: float) -> Consumer | None:
+    def _connect(self, timeout_s: float) -> KafkaConsumer | None:
         wait_s = self._retry_at_s - self._now()
         if wait_s > 0:
             time.sleep(min(wait_s, timeout_s))
@@ -249,7 +249,7 @@ class Source:
             "bootstrap_timeout_ms": round(_CONNECT_SLICE_S * 1000),
         }
         try:
-            consumer = Consumer(**settings)
+            consumer = connect(KafkaConsumer, settings)
             if not consumer.partitions_for_topic(
                 self.topic
             ):  # who joins without knowing it gets no partition
@@ -263,7 +263,7 @@ class Source:
         self._contact_s = self._now()
         return consumer
 
-    def _listen(self, consumer: Consumer, assignor: CooperativeStickyAssignor) -> Listener:
+    def _listen(self, consumer: KafkaConsumer, assignor: CooperativeStickyAssignor) -> Listener:
         def gain(partitions: frozenset[int]) -> None:
             consumer.pause(*self._tps(partitions))
             self._gain(partitions)
@@ -326,7 +326,7 @@ class Source:
 
     # -- positions
 
-    def _move(self, consumer: Consumer, error: KafkaError) -> None:
+    def _move(self, consumer: KafkaConsumer, error: KafkaError) -> None:
         """Set by policy the positions that the library has none for."""
         if isinstance(error, NoOffsetForPartitionError):
             self._start(consumer, sorted(error.args[0]))
@@ -339,7 +339,7 @@ class Source:
                 else:
                     self._seek(consumer, {partition: safe.offset}, MoveReason.TRUNCATED)
 
-    def _start(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _start(self, consumer: KafkaConsumer, partitions: list[TopicPartition]) -> None:
         """Where to begin without a commit; committed at once, so that "latest" is decided only once."""
         if self.spec.start == "earliest":
             offsets = consumer.beginning_offsets(partitions, timeout_ms=_CALL_TIMEOUT_MS)
@@ -357,7 +357,7 @@ class Source:
         )
         self._seek(consumer, offsets, MoveReason.START)
 
-    def _out_of_range(self, consumer: Consumer, wanted: Mapping[TopicPartition, int]) -> None:
+    def _out_of_range(self, consumer: KafkaConsumer, wanted: Mapping[TopicPartition, int]) -> None:
         partitions = list(wanted)
         first = consumer.beginning_offsets(partitions, timeout_ms=_CALL_TIMEOUT_MS)
         if self.spec.out_of_range == "stop":
@@ -374,7 +374,7 @@ class Source:
 
     def _seek(
         self,
-        consumer: Consumer,
+        consumer: KafkaConsumer,
         offsets: Mapping[TopicPartition, int],
         reason: MoveReason,
         wanted: Mapping[TopicPartition, int] | None = None,
@@ -385,7 +385,7 @@ class Source:
             self._changes.append(Moved(partition.partition, was, offset, reason))
             log.info("%s/%d: reading from %d (%s, was %s)", *partition, offset, reason, was)
 
-    def _seek_to_committed(self, consumer: Consumer) -> None:
+    def _seek_to_committed(self, consumer: KafkaConsumer) -> None:
         ours = self.assigned
         committed = self.committed(ours)
         if committed is None or committed.keys() != ours:
@@ -408,7 +408,7 @@ class Source:
         if partitions:
             self._changes.append(Lost(partitions))
 
-    def _hand_over(self, consumer: Consumer, partitions: frozenset[int]) -> None:
+    def _hand_over(self, consumer: KafkaConsumer, partitions: frozenset[int]) -> None:
         finished = self.before_revoke(partitions)
         if finished:  # sent before the request that rejoins the group, on the same connection
             consumer.commit_async(self._to_commit(finished, ""))
@@ -420,7 +420,7 @@ class Source:
             self.epochs.pop(partition, None)
         self._progress.forget(partitions)
 
-    def _watch(self, consumer: Consumer, gave: list[int]) -> None:
+    def _watch(self, consumer: KafkaConsumer, gave: list[int]) -> None:
         """Notice partitions that have lag and give nothing, and brokers that no longer answer."""
         if gave:
             self._contact_s = self._now()
@@ -459,7 +459,7 @@ class Source:
         return {self._tp(p): OffsetAndMetadata(offset, metadata, -1) for p, offset in offsets.items()}
 
 
-def _require_topic(consumer: Consumer, topic: str) -> None:
+def _require_topic(consumer: KafkaConsumer, topic: str) -> None:
     """A member that joins before it knows the topic may be given nothing, for good."""
     if not consumer.partitions_for_topic(topic):
         consumer.close()
