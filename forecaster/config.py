@@ -31,6 +31,7 @@ from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
 from forecaster.shell.log import LogSpec
 from forecaster.shell.metrics import MetricsSpec
 from forecaster.shell.retrain import RetrainSpec
+from forecaster.shell.retrain import RetrainSpec
 
 ENV_PREFIX = "FORECASTER_"
 MASK = "***"

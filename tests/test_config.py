@@ -44,7 +44,7 @@ def test_a_changed_configuration_reads_back_too(tmp_path: Path) -> None:
         ssl_cafile = "/etc/ca \\"x\\".pem"
         [tick]
         covariates = ["a", "b"]
-        maximum = inf
+        maximum = 1.5e300
         numeric_strings = true
     """
     changed = load(write(tmp_path, text), {})

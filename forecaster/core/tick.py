@@ -53,8 +53,8 @@ class TickSpec(Spec):
         " or order them by the sequence number.",
     )
     numeric_strings: bool = Field(False, description='Accept numbers written as text ("1.5").')
-    minimum: float = Field(-MAX_NUMBER, description="Values below are dead-lettered.")
-    maximum: float = Field(MAX_NUMBER, description="Values above are dead-lettered.")
+    minimum: float = Field(-MAX_NUMBER, allow_inf_nan=False, description="Values below are dead-lettered.")
+    maximum: float = Field(MAX_NUMBER, allow_inf_nan=False, description="Values above are dead-lettered.")
     future_s: float = Field(
         300.0,
         ge=0,
