@@ -85,7 +85,10 @@ def lend(spec: ModelSpec, rows: Rows, idx: Int[Array, " batch"], valid: Array) -
     some = take(rows, idx)
     grown = valid & (some.count >= MATURE)
     weight = grown / jnp.maximum(grown.sum(), 1)
-    size = jnp.abs(jnp.take_along_axis(some.value, ((some.count - 1) % some.value.shape[1])[:, None], 1)[:, 0] + some.base)
+    size = jnp.abs(
+        jnp.take_along_axis(some.value, ((some.count - 1) % some.value.shape[1])[:, None], 1)[:, 0]
+        + some.base
+    )
     ratio = jnp.log(jnp.clip(_unpack(some.running).scale / jnp.maximum(size, 1e-30), 1e-7, 1.0))
     known = Loan(
         jnp.exp((weight * ratio).sum()),

@@ -42,7 +42,9 @@ def shape(levels: tuple[float, ...]) -> np.ndarray:
 def newborn(horizon: int) -> Blend:
     """Of a series that has seen nothing, when nobody lends it anything: a random walk's errors."""
     walk = jnp.sqrt(jnp.arange(1, horizon + 1, dtype=jnp.float32)) * jnp.ones((COUNT, 1))
-    handicap = jnp.where(jnp.arange(COUNT) == 0, 1.0, 1.1)[:, None]  # others have to show that they are better
+    handicap = jnp.where(jnp.arange(COUNT) == 0, 1.0, 1.1)[
+        :, None
+    ]  # others have to show that they are better
     return Blend(loss=0.4 * walk * handicap, error=walk)
 
 

@@ -104,7 +104,9 @@ class Fold:
         self._loans: dict[int, Loan] = {}
         self._stretch: dict[int, int] = {}  # which LOAN_EVERY offsets a partition is in
         self._segment: dict[int, int] = {}  # how often that has changed within this batch
-        self._due: dict[int, list[tuple[float, str]]] = {}  # open bars by partition: heap of (closing time, series)
+        self._due: dict[
+            int, list[tuple[float, str]]
+        ] = {}  # open bars by partition: heap of (closing time, series)
         self._programs: dict[tuple[str, int], Any] = {}
 
     # ------------------------------------------------------------------ ticks to steps
@@ -168,7 +170,10 @@ class Fold:
 
         def collect(at: np.ndarray, where: Any, forecasts: Forecasts, scores: Scores) -> None:
             offset[at], scale[at] = np.asarray(forecasts.offset)[where], np.asarray(forecasts.scale)[where]
-            status[at], anomaly[at] = np.asarray(forecasts.status)[where], np.asarray(forecasts.anomaly)[where]
+            status[at], anomaly[at] = (
+                np.asarray(forecasts.status)[where],
+                np.asarray(forecasts.anomaly)[where],
+            )
             for i, part in enumerate(scores):
                 totals[i] = totals[i] + np.asarray(part, np.float64)
 

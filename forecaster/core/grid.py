@@ -34,7 +34,9 @@ class GridSpec(Spec):
         description="Whose event time closes a bar: the series' own, or the newest of its partition (closes idle series too).",
     )
     longest_gap: int = Field(
-        48, ge=0, description="Most empty bars that are filled with the last value; a longer gap starts the series anew."
+        48,
+        ge=0,
+        description="Most empty bars that are filled with the last value; a longer gap starts the series anew.",
     )
 
 

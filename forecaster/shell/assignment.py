@@ -111,7 +111,9 @@ class Assignment:
         self._metrics.rebuilds.observe(took_s)
         self._metrics.rebuild_shortfalls.inc(len(rebuild.short))
         for partition in rebuild.short:
-            _log.warning("rebuilt_in_part", partition=partition, mend="its series start young; nothing is lost")
+            _log.warning(
+                "rebuilt_in_part", partition=partition, mend="its series start young; nothing is lost"
+            )
         self.serving |= rebuild.partitions
         self.waiting -= rebuild.partitions
         self._rebuild = None
@@ -120,7 +122,10 @@ class Assignment:
         series = sum(len(self._fold.index.partitions.get(p, ())) for p in rebuild.partitions)
         self._metrics.rebuilt_series.inc(series)
         _log.info(
-            "partitions_rebuilt", partitions=sorted(rebuild.partitions), series=series, seconds=round(took_s, 2)
+            "partitions_rebuilt",
+            partitions=sorted(rebuild.partitions),
+            series=series,
+            seconds=round(took_s, 2),
         )
 
     def hold(self, full: bool) -> None:

@@ -1,11 +1,12 @@
 """The daemon: start in stages, turn the loop, stop in stages. Each stage and each part of a turn is one call.
 
-    start   metrics and HTTP · compile · topics · serving model · join
-    turn    poll · assignment · answer · settle · models · retrain · signals · housekeeping
-    stop    finish the batch · publish · commit · stop the trainer · leave the group · close
+start   metrics and HTTP · compile · topics · serving model · join
+turn    poll · assignment · answer · settle · models · retrain · signals · housekeeping
+stop    finish the batch · publish · commit · stop the trainer · leave the group · close
 """
 
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import structlog
 
-from forecaster.config import Config
+from forecaster.config import Config, change, load, shown
 from forecaster.core.advance import STATUSES
 from forecaster.core.fold import Fold
+from forecaster.core.tick import Outcome
 from forecaster.errors import BrokerError, ConfigError
 from forecaster.shell import log
 from forecaster.shell.assignment import Assignment
@@ -30,7 +32,6 @@ from forecaster.shell.kafka.admin import Admin
 from forecaster.shell.kafka.delivery import AtLeastOnce, Delivery
 from forecaster.shell.kafka.source import Source
 from forecaster.shell.lifecycle import Lifecycle
-from forecaster.shell.models import ModelsFollower
 from forecaster.shell.metrics import Metrics, Phase, Stage, State, count_compiles
 from forecaster.shell.pipeline import Answers, Pipeline
 from forecaster.shell.signals import Signals
@@ -59,6 +60,7 @@ class Daemon:
     def __init__(
         self,
         config: Config,
+        path: Path | None,
         signals: Signals,
         metrics: Metrics,
         fold: Fold,
@@ -67,7 +69,7 @@ class Daemon:
         lifecycle: Lifecycle,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.config, self.signals, self.metrics = config, signals, metrics
+        self.config, self.path, self.signals, self.metrics = config, path, signals, metrics
         self.fold, self.source, self.delivery, self.lifecycle = fold, source, delivery, lifecycle
         self.pipeline = Pipeline(fold, config.tick, config.grid, config.topics.ticks, metrics)
         self.assignment = Assignment(
@@ -94,7 +96,8 @@ class Daemon:
         if records:
             self.answer(records, polled_s)
         self.settle()
-        self.lifecycle.poll()
+        self.lifecycle.poll(leads=0 in self.assignment.serving)
+        self.take_signals()
         if polled_s - self._housekeeping_s >= HOUSEKEEPING_S:
             self._housekeeping_s = polled_s
             self.housekeeping()
@@ -160,7 +163,7 @@ class Daemon:
                 quantile_scored=np.full(len(self.fold.spec.levels), scores.count.sum()),
                 quantile_covered=scores.below.sum(0),
             )
-            self.lifecycle.observe(answers)
+        self.lifecycle.observe(answers.outcomes[Outcome.ACCEPTED], answers.newest_s, answers.issued)
         if m.watched:
             for i, series in enumerate(answers.issued.series):
                 if series in m.watched:
@@ -184,7 +187,32 @@ class Daemon:
             self.metrics.produced_bytes.inc(flight.sent_bytes)
             self.metrics.last_prediction.set(wall_s)
 
-    # ------------------------------------------------------------------ housekeeping
+    # ------------------------------------------------------------------ signals, housekeeping
+
+    def take_signals(self) -> None:
+        """HUP: read the configuration again. USR2: write a report to the log."""
+        if came := self.signals.take(signal.SIGHUP):
+            self.metrics.signals["HUP"].inc(came)
+            self.reload()
+        if came := self.signals.take(signal.SIGUSR2):
+            self.metrics.signals["USR2"].inc(came)
+            _log.info("status", **self.status())
+
+    def reload(self) -> None:
+        """Take over what may change while running; name what may not. A broken file changes nothing."""
+        self.metrics.config_reloads.inc()
+        try:
+            wanted = change(self.config, load(self.path, os.environ))
+        except ConfigError as error:
+            self.metrics.config_reload_failures.inc()
+            self.metrics.config_last_reload_successful.set(0)
+            _log.error("configuration_refused", error=str(error), mend="the running one stays")
+            return
+        self.config = wanted.config
+        self.lifecycle.configure(wanted.config)
+        log.configure(wanted.config.log)
+        self.metrics.config_last_reload_successful.set(1)
+        _log.info("configuration_reloaded", taken=wanted.taken, need_a_restart=wanted.refused)
 
     def housekeeping(self) -> None:
         """Once a second: figures that need not be fresher, and whether we are ready."""
@@ -202,7 +230,11 @@ class Daemon:
         if ready and not self._said_ready:
             self._said_ready = True
             self._systemd.ready()
-            _log.info("ready", seconds=round(self._now() - self._started_s, 1), partitions=sorted(self.assignment.serving))
+            _log.info(
+                "ready",
+                seconds=round(self._now() - self._started_s, 1),
+                partitions=sorted(self.assignment.serving),
+            )
 
     def missing(self) -> list[str]:
         """What readiness still waits for; empty when ticks are answered."""
@@ -211,6 +243,8 @@ class Daemon:
             waits.append("a broker to answer")
         elif not self.assignment.ever:
             waits.append("the group to assign partitions")
+        if not self.lifecycle.known:
+            waits.append("the models topic to say what serves")
         if self.assignment.waiting:
             waits.append(f"rows of partitions {sorted(self.assignment.waiting)} to be rebuilt")
         return waits
@@ -230,10 +264,12 @@ class Daemon:
         return {
             "ready": not self.missing(),
             "missing": self.missing(),
-            "partitions": {"serving": sorted(self.assignment.serving), "waiting": sorted(self.assignment.waiting)},
+            "partitions": {
+                "serving": sorted(self.assignment.serving),
+                "waiting": sorted(self.assignment.waiting),
+            },
             "lag": self.source.lag(),
             "series": len(self.fold.index),
-            "model": self.fold.model.version,
             "outstanding_messages": self.delivery.outstanding,
             "swaps": self.fold.swaps,
             **self.lifecycle.status(),
@@ -262,7 +298,7 @@ class Daemon:
 def run(config: Config, signals: Signals, path: Path | None = None) -> int:
     """Serve until told to stop; the exit code. `path` is where the configuration is read again on HUP."""
     log.configure(config.log)
-    _log.info("starting", pid=os.getpid())
+    _log.info("starting", pid=os.getpid(), configuration=shown(config))
     metrics = Metrics(config.metrics, horizon=config.model.horizon, levels=config.model.levels)
     with ExitStack() as stack:
         stack.callback(count_compiles(metrics))
@@ -271,8 +307,8 @@ def run(config: Config, signals: Signals, path: Path | None = None) -> int:
         compile_programs(fold, metrics)
         source = Source(config.kafka, config.topics.ticks)
         delivery = make_delivery(config, source)
-        lifecycle = Lifecycle(fold, ModelsFollower(config.kafka, config.topics.models), metrics, signals)
-        daemon = Daemon(config, signals, metrics, fold, source, delivery, lifecycle)
+        lifecycle = Lifecycle(config, fold, metrics, signals)
+        daemon = Daemon(config, path, signals, metrics, fold, source, delivery, lifecycle)
         if config.http.enabled:
             hooks = Hooks(daemon.health, daemon.ready, daemon.status, lifecycle.request_retrain)
             server = HttpServer(config.http, metrics.registry, hooks)

@@ -23,7 +23,13 @@ class Rebuild:
     """One reading back. `poll` never blocks; when `done`, the partitions may be served."""
 
     def __init__(
-        self, spec: KafkaSpec, topic: str, ends: Mapping[int, int], most: int, timeout_s: float, retries: int = 3
+        self,
+        spec: KafkaSpec,
+        topic: str,
+        ends: Mapping[int, int],
+        most: int,
+        timeout_s: float = 60.0,
+        retries: int = 3,
     ) -> None:
         """Read at most `most` records before each end; give up after `retries` attempts of `timeout_s`."""
         self.partitions = frozenset(ends)
@@ -69,7 +75,8 @@ class Rebuild:
         try:
             first = log.beginning_offsets(self._topic, list(self._ends))
             ranges = {
-                p: (max(first.get(p, 0), end - self._most, reached.get(p, 0)), end) for p, end in self._ends.items()
+                p: (max(first.get(p, 0), end - self._most, reached.get(p, 0)), end)
+                for p, end in self._ends.items()
             }
             wanted = {p: span for p, span in ranges.items() if span[0] < span[1]}
             if not wanted:
