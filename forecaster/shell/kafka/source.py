@@ -250,11 +250,7 @@ class Source:
         }
         try:
             consumer = connect(KafkaConsumer, settings)
-            if not consumer.partitions_for_topic(
-                self.topic
-            ):  # who joins without knowing it gets no partition
-                consumer.close()
-                raise UnknownTopicOrPartitionError(f"there is no topic {self.topic!r}")
+            _require_topic(consumer, self.topic)
             consumer.subscribe([self.topic], listener=self._listen(consumer, assignor))
         except Exception as error:  # see the head of this file
             self._failed(error)
