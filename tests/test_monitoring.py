@@ -71,7 +71,7 @@ def every_metric_moves() -> Iterator[int]:
     metrics = Metrics(MetricsSpec(series=("a",)), horizon=HORIZON, levels=LEVELS)
     ended = threading.Event()
     metrics.set_serving("v1", "gru", time.time() - 60, time.time() - 90)
-    metrics.retrain_interval.set(3600)
+    metrics.retrain_due.set(0.5)
     metrics.retrain_deadline.set(600)
 
     def work() -> None:

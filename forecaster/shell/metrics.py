@@ -6,7 +6,7 @@ where the configuration lists them, up to a cap), and ratios are exported as two
 summed over workers and taken over any span of time. What each metric tells an operator: docs/operations.md.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
@@ -314,8 +314,8 @@ class Metrics:
         self.retrain_duration = self._histogram("retrain_duration_seconds", "Duration of a retrain.", RUN_S)
         self.retrain_in_progress = self._gauge("retrain_in_progress", "1 while this worker's trainer runs.")
         self.retrain_deadline = self._gauge("retrain_deadline_seconds", "How long a retrain may take.")
-        self.retrain_interval = self._gauge(
-            "retrain_interval_seconds", "Time between scheduled retrains; 0 without a schedule."
+        self.retrain_due = self._gauge(
+            "retrain_due_ratio", "Part of the schedule's interval since the last retrain began; 1 begins one."
         )
         self.retrain_last_attempt = self._gauge(
             "retrain_last_attempt_timestamp_seconds", "When a retrain last began."
@@ -356,7 +356,7 @@ class Metrics:
     # --- what the loop calls -----------------------------------------------------------------------------
 
     @contextmanager
-    def stage(self, stage: Stage) -> Iterator[None]:
+    def stage(self, stage: Stage) -> Generator[None]:
         """Time one batch in `stage`; a stage that raises is timed too."""
         started = perf_counter()
         try:
@@ -480,7 +480,7 @@ _thread_phase: ContextVar[Phase | None] = ContextVar("compile_phase", default=No
 
 
 @contextmanager
-def compiling(phase: Phase) -> Iterator[None]:
+def compiling(phase: Phase) -> Generator[None]:
     """Programs compiled by this thread inside the block count under `phase`, whatever the process does."""
     token = _thread_phase.set(phase)
     try:

@@ -12,7 +12,10 @@ from pydantic import ValidationError
 from forecaster.core.tick import Outcome, Reason
 from forecaster.shell.limits import cpu_cores, memory_limit_bytes
 from forecaster.shell.metrics import (
+    RETRAIN_OUTCOMES,
     SERIES_CAP,
+    STATUSES,
+    TRIGGERS,
     Metrics,
     MetricsSpec,
     Phase,
@@ -66,6 +69,15 @@ def test_names_follow_the_conventions_of_prometheus(metrics: Metrics) -> None:
         assert "le" not in labels or family.type == "histogram"
         for sample in family.samples:
             assert sample.name.endswith("_total") == (family.type == "counter")
+
+
+def test_labels_are_the_words_of_those_who_count() -> None:
+    from forecaster.core import advance
+    from forecaster.shell import retrain
+
+    assert set(STATUSES) == set(advance.STATUSES)
+    assert set(TRIGGERS) == set(retrain.Trigger)
+    assert set(RETRAIN_OUTCOMES) == set(retrain.Outcome)
 
 
 def test_an_unknown_outcome_is_a_bug_and_not_a_new_label(metrics: Metrics) -> None:
