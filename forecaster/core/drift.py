@@ -25,9 +25,13 @@ class DriftSpec(Spec):
         0.1, ge=0, description="Rise of the logarithm of the mean scaled error that is not drift."
     )
     drift_threshold: float = Field(
-        4.0, gt=0, description="Sum of rises beyond the tolerance, over blocks of 1,000 errors, that is drift."
+        4.0,
+        gt=0,
+        description="Sum of rises beyond the tolerance, over blocks of 1,000 errors, that is drift.",
     )
-    drift_per_hour: int = Field(2, ge=1, description="Most retrains in an hour of event time that drift may ask for.")
+    drift_per_hour: int = Field(
+        2, ge=1, description="Most retrains in an hour of event time that drift may ask for."
+    )
 
 
 class Drift(NamedTuple):

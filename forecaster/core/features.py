@@ -82,7 +82,9 @@ def observe(
         return old + (new - old) / jnp.clip(n + prior, 1.0, memory)
 
     age = jnp.maximum(count[:, None] - periods + 1, 1).astype(jnp.float32)
-    score = running.season + (jnp.abs(value[:, None] - lagged) - running.season) / jnp.minimum(age, SEASON_MEMORY)
+    score = running.season + (jnp.abs(value[:, None] - lagged) - running.season) / jnp.minimum(
+        age, SEASON_MEMORY
+    )
     level = toward(running.level, value, LEVEL_MEMORY, 1.0)
     return Running(
         scale=jnp.where(

@@ -40,14 +40,22 @@ PERIOD_SERIES = 48  # series in which seasons are looked for
 PERIOD_STEPS = 4096  # newest steps of each
 PERIOD_SHARE = 0.4  # of a series: a longer season has shown itself less than two and a half times
 PERIOD_GAIN = 0.1  # share by which a season has to beat its half, and the last value NAIVE_STEPS ago
-PERIOD_WORTH = 0.01  # what a further season has to add, in the mean over the series
+PERIOD_WORTH = (
+    0.02  # what a further season has to add to the two best of a series, in the mean over the series
+)
+PERIOD_SECOND = 0.25  # what the second best of a series counts for
+PERIOD_NEARLY = 0.9  # of the best one's worth: the shortest that has so much is taken, as it is known earlier
+PERIOD_APART = 0.1  # two seasons whose lengths differ by less, relatively, are one
 
 
 class HistorySpec(Spec):
     """What of the history is trained on, and how it is cut."""
 
     holdout_ratio: float = Field(
-        0.15, gt=0, lt=0.9, description="Share of each series, its newest part, that judges instead of trains."
+        0.15,
+        gt=0,
+        lt=0.9,
+        description="Share of each series, its newest part, that judges instead of trains.",
     )
     max_origins: int = Field(
         100_000,
@@ -135,7 +143,9 @@ def prepare(
     running = _running(flat, periods)
     kept, begin, end = _keep(flat, spec, seed)
     split = end - np.round((end - begin) * spec.holdout_ratio).astype(np.int64)
-    index = np.concatenate([np.arange(b, e) for b, e in zip(begin, end, strict=True)] or [np.zeros(0, np.int64)])
+    index = np.concatenate(
+        [np.arange(b, e) for b, e in zip(begin, end, strict=True)] or [np.zeros(0, np.int64)]
+    )
     lengths = end - begin
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     owner = np.repeat(np.arange(len(kept)), lengths)
@@ -216,7 +226,9 @@ def _roles(
     age = index - flat.begin[flat.series[index]]
     settled = (index - begin >= spec.burn_in) | (begin == flat.begin[flat.series[index]])
     origin = (age + 1 >= model.warm_up) & settled & usable[index]
-    role = np.where(index >= split, Role.HOLDOUT, np.where(index + model.horizon < split, Role.TRAIN, Role.NONE))
+    role = np.where(
+        index >= split, Role.HOLDOUT, np.where(index + model.horizon < split, Role.TRAIN, Role.NONE)
+    )
     return np.where(origin, role, Role.NONE).astype(np.int8)
 
 
@@ -250,7 +262,9 @@ def _scan(running: Running, count: Any, columns: tuple[Any, ...], periods: Any) 
 def _running(flat: _Flat, periods: NDArray[np.int32]) -> Running:
     """Running statistics after every step; each column (step,), `season` (step, SEASONS), on the host."""
     steps = len(flat.value)
-    out = Running(*(np.zeros(steps, np.float32) for _ in range(6)), np.zeros((steps, len(periods)), np.float32))
+    out = Running(
+        *(np.zeros(steps, np.float32) for _ in range(6)), np.zeros((steps, len(periods)), np.float32)
+    )
     longest = np.argsort(flat.begin - flat.end, kind="stable")
     for start in range(0, len(longest), LANES):
         _run_lanes(flat, periods, longest[start : start + LANES], out)
@@ -259,7 +273,9 @@ def _running(flat: _Flat, periods: NDArray[np.int32]) -> Running:
 
 def _run_lanes(flat: _Flat, periods: NDArray[np.int32], lanes: Ints, out: Running) -> None:
     begin, end = flat.begin[lanes], flat.end[lanes]
-    lent = np.array([_mean_change(flat, b, min(b + FIRST_CHANGES, e)) for b, e in zip(begin, end, strict=True)])
+    lent = np.array(
+        [_mean_change(flat, b, min(b + FIRST_CHANGES, e)) for b, e in zip(begin, end, strict=True)]
+    )
     pad = LANES - len(lanes)
     state = features.newborn(jnp.asarray(np.pad(lent.astype(np.float32), (0, pad))))
     for done in range(0, int((end - begin).max(initial=0)), CHUNK):
@@ -299,7 +315,9 @@ def _seasons(running: Running, count: Any, periods: Any) -> Any:
 
 @lru_cache
 def _compiled() -> Any:
-    def rows(values: Any, dt_s: Any, week: Any, seasonal: Any, base: Any, running: Running, seasons: Any, lags: Any) -> Any:
+    def rows(
+        values: Any, dt_s: Any, week: Any, seasonal: Any, base: Any, running: Running, seasons: Any, lags: Any
+    ) -> Any:
         scale = features.floored(running.scale, values[:, -1] + base)
         inputs = features.recurrent_inputs(
             values,
@@ -369,7 +387,7 @@ def find_periods(history: Sequence[Slice], spec: HistorySpec) -> NDArray[np.int3
 
     A season of a series is a length at which the values one period apart differ clearly less than those half a period
     apart and those NAIVE_STEPS apart. Of all that any series shows, those are taken, one after the other, that most
-    lower the mean over the series of the best one's cost. Hold-outs are not looked at.
+    lower the costs of the best two of each series. Hold-outs are not looked at.
     """
     periods = np.zeros(features.SEASONS, np.int32)
     longest = sorted(history, key=lambda part: -len(part.value))
@@ -378,15 +396,24 @@ def find_periods(history: Sequence[Slice], spec: HistorySpec) -> NDArray[np.int3
     if not costs:
         return periods
     cost = np.stack(costs)
-    candidates = np.flatnonzero(np.any([_dips(row) for row in costs], axis=0))
-    gain = np.maximum(1.0 - cost, 0.0)
-    best = np.zeros(len(cost))
+    dips = np.stack([_dips(row) for row in costs])
+    candidates = np.flatnonzero(dips.any(axis=0))
+    beside = dips | np.roll(dips, 1, axis=1) | np.roll(dips, -1, axis=1)
+    gain = np.where(beside, np.maximum(1.0 - cost, 0.0), 0.0)
+    two = np.zeros((len(cost), 2))  # of each series, the gains of its best and its second best so far
     for place in range(features.SEASONS):
-        worth = np.maximum(gain[:, candidates] - best[:, None], 0.0).mean(axis=0)
-        if not len(candidates) or worth.max() < PERIOD_WORTH:
+        candidates = candidates[
+            np.abs(candidates / np.maximum(periods[:, None], 1) - 1).min(0) > PERIOD_APART
+        ]
+        if not len(candidates):
             break
-        periods[place] = candidates[worth.argmax()]
-        best = np.maximum(best, gain[:, periods[place]])
+        more = np.maximum(gain[:, candidates, None] - two[:, None], 0.0).mean(axis=0)
+        worth = more[:, 0] + PERIOD_SECOND * more[:, 1]
+        if worth.max() < PERIOD_WORTH:
+            break
+        chosen_length = candidates[worth >= PERIOD_NEARLY * worth.max()][0]
+        periods[place] = chosen_length
+        two = -np.sort(-np.column_stack([two, gain[:, chosen_length]]), axis=1)[:, :2]
     return periods
 
 

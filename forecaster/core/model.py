@@ -113,8 +113,11 @@ def _graph(spec: ModelSpec) -> Any:
 
 def _network(spec: ModelSpec, params: Params) -> Network:
     """The module with these parameters; built while tracing only, it costs nothing in a compiled program."""
-    paths = ((tuple(int(part) if part.isdigit() else part for part in name.split(".")), p) for name, p in params.items())
-    return nnx.merge(_graph(spec), nnx.State.from_flat_path({path: nnx.Param(p) for path, p in paths}))
+    paths = (
+        (tuple(int(part) if part.isdigit() else part for part in name.split(".")), p)
+        for name, p in params.items()
+    )
+    return nnx.merge(_graph(spec), nnx.from_flat_state({path: nnx.Param(p) for path, p in paths}))
 
 
 def init(spec: ModelSpec, seed: int) -> Params:
@@ -130,7 +133,9 @@ def init(spec: ModelSpec, seed: int) -> Params:
             return np.zeros(shape)
         if "dense_h" in name:
             gates = shape[1] // spec.hidden
-            return np.concatenate([np.linalg.qr(rng.normal(size=(shape[0], shape[0])))[0] for _ in range(gates)], 1)
+            return np.concatenate(
+                [np.linalg.qr(rng.normal(size=(shape[0], shape[0])))[0] for _ in range(gates)], 1
+            )
         return rng.normal(size=shape) * (1e-2 if name.startswith(("out", "skip")) else shape[0] ** -0.5)
 
     return {name: jnp.asarray(draw(name, p.shape), jnp.float32) for name, p in sorted(shapes(spec).items())}
@@ -140,7 +145,7 @@ def init(spec: ModelSpec, seed: int) -> Params:
 def shapes(spec: ModelSpec) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the parameters by name."""
     state = nnx.split(nnx.eval_shape(lambda: Network(spec, nnx.Rngs(0))))[1]
-    return {".".join(map(str, path)): p.get_value() for path, p in state.flat_state()}
+    return {".".join(map(str, path)): p.get_value() for path, p in nnx.to_flat_state(state)}
 
 
 def untrained(spec: ModelSpec) -> Model:

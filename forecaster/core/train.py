@@ -125,7 +125,12 @@ def fit(
         parent=parent.version if parent is not None and warm else "", seed=spec.seed, steps_taken=best_step
     )
     skipped = int(np.sum(state.optimiser.total_notfinite))
-    return Fit(Model(shape, _params(best, shape), jnp.asarray(periods, jnp.int32), card), best_step, tuple(losses), skipped)
+    return Fit(
+        Model(shape, _params(best, shape), jnp.asarray(periods, jnp.int32), card),
+        best_step,
+        tuple(losses),
+        skipped,
+    )
 
 
 def fits(parent: Model, shape: ModelSpec) -> bool:
@@ -271,7 +276,9 @@ def _params(flat: Array, shape: ModelSpec) -> Params:
 
 def _matrices(shape: ModelSpec) -> np.ndarray:
     """1 where the vector holds an element of a matrix, 0 for biases."""
-    return np.concatenate([np.full(prod(size), len(size) > 1, np.float32) for size in _layout(shape).values()])
+    return np.concatenate(
+        [np.full(prod(size), len(size) > 1, np.float32) for size in _layout(shape).values()]
+    )
 
 
 def _windows_in_batch(spec: TrainSpec) -> int:
