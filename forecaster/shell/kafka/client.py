@@ -90,6 +90,13 @@ def common_settings(spec: KafkaSpec) -> Settings:
     return settings
 
 
+def admin_settings(spec: KafkaSpec) -> Settings:
+    """Keywords of an admin client, which chooses the ciphers itself."""
+    settings = common_settings(spec)
+    settings.pop("ssl_ciphers", None)
+    return settings
+
+
 def reader_settings(spec: KafkaSpec) -> Settings:
     """Keywords of a consumer: bounded fetches, committed records only, nothing created, nothing committed
     by itself.

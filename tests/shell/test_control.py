@@ -1,0 +1,65 @@
+"""Requests and answers on the control topic, without a broker."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forecaster.shell.control import SCHEMA, Answer, Command, Inbox, Message, Request, decode, encode
+from forecaster.shell.kafka import Record
+
+
+def record(message: Message) -> Record:
+    key, value = encode(message)
+    return Record("control", 0, 0, 0, key, value)
+
+
+def request(**changes: object) -> Request:
+    return Request(**({"command": Command.RETRAIN, "trigger": "http", "sender": "me"} | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("command", list(Command))
+def test_a_request_comes_back_as_it_was_written(command: Command) -> None:
+    asked = request(command=command, arguments={"version": "v1", "n": 3})
+    assert decode(record(asked)) == asked
+
+
+def test_an_answer_carries_the_id_of_its_request() -> None:
+    asked = request()
+    answer = Answer(id=asked.id, outcome="promoted", sender="me", details={"skill": 0.2})
+    assert decode(record(answer)) == answer
+    assert encode(answer)[0] == encode(asked)[0]
+
+
+def test_an_open_request_is_given_once() -> None:
+    inbox, asked = Inbox(), request()
+    inbox.feed([record(asked)])
+    assert inbox.take() == [asked]
+    inbox.feed([record(asked)])
+    assert inbox.take() == []
+
+
+def test_a_request_that_was_answered_is_not_carried_out_again() -> None:
+    inbox, asked, other = Inbox(), request(), request()
+    inbox.feed([record(asked), record(other), record(Answer(id=asked.id, outcome="promoted", sender="me"))])
+    assert inbox.take() == [other]
+    assert inbox.answers[asked.id].outcome == "promoted"
+
+
+@given(st.binary(max_size=200))
+def test_junk_is_counted_and_passed_over(value: bytes) -> None:
+    inbox = Inbox()
+    inbox.feed([Record("control", 0, 0, 0, b"", value)])
+    assert (inbox.take(), inbox.malformed) == ([], 1)
+
+
+def test_what_a_newer_release_wrote_is_passed_over() -> None:
+    assert decode(record(msgspec.structs.replace(request(), schema=SCHEMA + 1))) is None
+
+
+def test_memory_is_bounded() -> None:
+    inbox = Inbox()
+    inbox.feed([record(Answer(id=str(i), outcome="promoted", sender="me")) for i in range(3_000)])
+    inbox.feed([record(request()) for _ in range(3_000)])
+    assert len(inbox.answers) <= 1_000
+    assert len(inbox.take()) <= 1_000
