@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from forecaster.demo.broker import LOOPBACK, SESSION_TIMEOUT_S, Broker, free_por
 from forecaster.demo.figures import Figures
 from forecaster.demo.processes import Child
 from forecaster.demo.simulate import PRICES, SENSORS
-from forecaster.demo.ticks import DEFAULT_RATE
+from forecaster.demo.ticks import DEFAULT_RATE, read_csv
 from forecaster.demo.view import Stages, State, line, screen
 from forecaster.errors import ForecasterError
 from forecaster.shell.kafka.admin import Admin
@@ -45,7 +45,8 @@ start = "earliest"
 session_timeout_s = {session_timeout_s}
 
 [training]
-steps = 200
+every_ticks = 15_000
+fit_s = 45.0
 
 [http]
 port = {port}
@@ -61,9 +62,8 @@ class Demo:
         self._stack = stack
         self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="forecaster-demo-")))
         self._url = f"http://{LOOPBACK}:{free_port()}"
-        simulated = () if arguments.data else tuple(series.series for series in (*SENSORS, *PRICES))
-        source = arguments.data.name if arguments.data else "simulated sensors and prices"
-        self.state = State(source, Figures(self._url), Stages(time.monotonic()), order=simulated)
+        source, order = _described(arguments.data)
+        self.state = State(source, Figures(self._url), Stages(time.monotonic()), order=order)
 
     def start(self) -> None:
         """Bring up everything, in order; what has been reached is printed."""
@@ -206,12 +206,28 @@ class Demo:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def _described(data: Path | None) -> tuple[str, Sequence[str]]:
+    """What is played, in words, and its series in the order in which they are shown. Raises DataError."""
+    if data is None:
+        return "simulated sensors and prices", [series.series for series in (*SENSORS, *PRICES)]
+    samples = read_csv(data)
+    series = sorted({sample.series for sample in samples})
+    return f"{data.name}: {len(samples):,} ticks of {len(series)} series", series
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError("a number above 0 is needed")
+    return number
+
+
 def main() -> None:
     """Run until Ctrl-C, SIGTERM, a closed terminal, or `--seconds`."""
     parser = argparse.ArgumentParser(prog="python -m forecaster.demo", description="forecaster, live")
     parser.add_argument("--data", type=Path, help="play this CSV file (series, ts, value) in time order")
-    parser.add_argument("--rate", type=float, default=DEFAULT_RATE, help="ticks a second")
-    parser.add_argument("--seconds", type=float, help="end by itself, so long after the daemon's start")
+    parser.add_argument("--rate", type=_positive, default=DEFAULT_RATE, help="ticks a second")
+    parser.add_argument("--seconds", type=_positive, help="end by itself, so long after the daemon's start")
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
