@@ -7,7 +7,7 @@ RATE ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test demo bench lock clean
+.PHONY: help setup check format test demo bench docs lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: setup ## broker, ticks and daemon, live in this terminal (DATA=file.csv RA
 
 bench: setup ## throughput, latency, compute, memory, start-up
 	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: setup ## write what of docs/ is made from the code
+	$(BIN)/python tools/docs.py
 
 lock: ## choose newest versions that pyproject.toml allows, write requirements.lock
 	sh tools/lock.sh

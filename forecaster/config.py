@@ -26,16 +26,17 @@ from forecaster.core.table import SeriesSpec
 from forecaster.core.tick import TickSpec
 from forecaster.core.train import TrainSpec
 from forecaster.errors import ConfigError
+from forecaster.shell.dead_letters import MOST_BYTES
 from forecaster.shell.http import HttpSpec
 from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
 from forecaster.shell.log import LogSpec
 from forecaster.shell.metrics import MetricsSpec
 from forecaster.shell.retrain import RetrainSpec
-from forecaster.shell.retrain import RetrainSpec
 
 ENV_PREFIX = "FORECASTER_"
 MASK = "***"
-HEADER_BYTES = 4096  # room for the headers of a dead letter
+NUMBER_BYTES = 25  # of the longest number in a prediction, with its comma
+HEADER_BYTES = 4096  # for everything in a message but its body
 LIVE = ("training", "log.level", "log.burst", "log.interval_s", "metrics.series")
 """Sections and keys that may change while running: none of them changes what a replay of the log would give.
 """
@@ -160,7 +161,7 @@ def _list(text: str) -> Any:
 
 def _conflicts(config: Config) -> list[tuple[bool, str]]:
     """Values that are fine alone and wrong together: (whether it is so, the problem with its mend)."""
-    grid, series, tick, kafka = config.grid, config.series, config.tick, config.kafka
+    grid, series = config.grid, config.series
     names = [name for role, name in config.topics.model_dump().items() if not role.startswith("create")]
     twice = sorted({name for name in names if names.count(name) > 1})
     topics_twice = f"topics: the name {', '.join(map(repr, twice))} is used twice; give each topic its own"
@@ -168,14 +169,16 @@ def _conflicts(config: Config) -> list[tuple[bool, str]]:
         f"series.idle_s = {series.idle_s:g}: a series would be dropped between two bars of grid.interval_s ="
         f" {grid.interval_s:g}; make it several times as long"
     )
-    tick_large = (
-        f"tick.max_bytes = {tick.max_bytes}: a dead letter with its headers would not fit into"
-        f" kafka.max_message_bytes = {kafka.max_message_bytes}; lower the first or raise the second"
+    forecast_bytes = NUMBER_BYTES * config.model.horizon * (len(config.model.levels) + 2)
+    room_bytes = max(2 * MOST_BYTES, forecast_bytes) + HEADER_BYTES
+    message_small = (
+        f"kafka.max_message_bytes = {config.kafka.max_message_bytes}: has to be at least {room_bytes},"
+        f" for the longest dead letter or prediction"
     )
     return [
         (bool(twice), topics_twice),
         (0 < series.idle_s <= grid.interval_s, idle_short),
-        (tick.max_bytes > kafka.max_message_bytes - HEADER_BYTES, tick_large),
+        (config.kafka.max_message_bytes < room_bytes, message_small),
     ]
 
 

@@ -110,8 +110,8 @@ def test_sections_that_contradict_themselves_or_each_other_are_named(tmp_path: P
     _, first, second = problems(path)
     assert "'predictions' is used twice" in first
     assert "series.idle_s = 5" in second
-    path = write(tmp_path, "[tick]\nmax_bytes = 1048576\n")
-    assert "tick.max_bytes = 1048576" in problems(path)[1]
+    path = write(tmp_path, "[kafka]\nmax_message_bytes = 2000\n")
+    assert "kafka.max_message_bytes = 2000: has to be at least" in problems(path)[1]
 
 
 @pytest.mark.parametrize(
