@@ -1,4 +1,4 @@
-"""The whole demo as its user runs it, on a pipe instead of a terminal: all stages are reached, Ctrl-C leaves nothing."""
+"""The whole demo as its user runs it, on a pipe, not a terminal: all stages are reached, Ctrl-C leaves nothing."""
 
 import os
 import signal
