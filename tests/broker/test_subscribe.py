@@ -76,7 +76,7 @@ def test_a_newer_format_and_wrong_keys_are_refused(kafka: str, topics: TopicsSpe
     with pytest.raises(DataError, match="upgrade"):
         next(predictions(kafka, topics.predictions, start="earliest"))
     with pytest.raises(ConfigError, match="sasl_plain_pasword") as refused:
-        predictions(kafka, topics.predictions, sasl_plain_pasword="hunter2")  # noqa: S106
+        predictions(kafka, topics.predictions, sasl_plain_pasword="hunter2")
     assert "hunter2" not in str(refused.value)
 
 
