@@ -1,17 +1,22 @@
-"""Prometheus itself scrapes a worker: every panel's query answers with numbers, every alert's does when its
-comparisons filter nothing.
+"""Prometheus itself scrapes a worker: every panel's query answers with data, every alert's does when its
+comparisons filter nothing. First a worker's metrics alone, all in motion; then the running demo.
 """
 
 import json
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 
@@ -23,7 +28,8 @@ from tests.prometheus import Prometheus, scraping
 DEPLOY = Path(__file__).parent.parent / "deploy"
 LEVELS = (0.05, 0.1, 0.5, 0.9, 0.95)
 HORIZON = 3
-DATA_S = 60.0
+LISTED = "grid.load.kw"
+DEMO_S = 300.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 
@@ -53,9 +59,11 @@ def unfiltered(expression: str) -> str:
     return re.sub(r" (==|!=|>=|<=|>|<) ", r" \1 bool ", expression).replace("absent(", "(")
 
 
-def await_data(prometheus: Prometheus, queries: dict[str, str], good: Callable[[float], bool]) -> None:
+def await_data(
+    prometheus: Prometheus, queries: dict[str, str], good: Callable[[float], bool], timeout_s: float = 60.0
+) -> None:
     """Ask until each query has answered with a good value."""
-    deadline = time.monotonic() + DATA_S
+    deadline = time.monotonic() + timeout_s
     silent = queries
     while silent and time.monotonic() < deadline:
         silent = {
@@ -136,3 +144,51 @@ def test_panels_show_numbers_and_alerts_can_see(tmp_path: Path) -> None:
         await_data(prometheus, panel_queries(), lambda value: not math.isnan(value))
         await_data(prometheus, alert_queries(), lambda _: True)
         assert prometheus.query('ALERTS{alertstate="firing", alertname!="ForecasterCrashLooping"}') == []
+
+
+@contextmanager
+def demo(folder: Path) -> Iterator[int]:
+    """The demo, with one of its series listed; yields the port that its daemon serves."""
+    command = [sys.executable, "-m", "forecaster.demo"]
+    environ = {**os.environ, "TMPDIR": str(folder), "FORECASTER_METRICS__SERIES": LISTED}
+    with (
+        (folder / "demo").open("wb") as output,
+        subprocess.Popen(
+            command, stdout=output, stderr=output, env=environ, start_new_session=True
+        ) as process,
+    ):
+        try:
+            yield served_port(process, folder / "demo")
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(30)
+            finally:
+                process.kill()
+
+
+def served_port(process: subprocess.Popen[bytes], output: Path) -> int:
+    """The port that the daemon among the children of the demo listens on, once it does."""
+    deadline = time.monotonic() + DEMO_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, output.read_text()
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if "run" in child.cmdline():
+                    for connection in child.net_connections("tcp"):
+                        if connection.status == psutil.CONN_LISTEN:
+                            return int(connection.laddr.port)
+        time.sleep(0.1)
+    raise AssertionError(f"nobody listens:\n{output.read_text()}")
+
+
+@pytest.mark.timeout(2 * DEMO_S)
+def test_the_running_demo_has_data_for_every_panel_and_alert(tmp_path: Path) -> None:
+    queries = {
+        name: query.replace('series="a"', f'series="{LISTED}"') for name, query in panel_queries().items()
+    }
+    (tmp_path / "demo.d").mkdir()
+    with demo(tmp_path / "demo.d") as port, scraping(port, tmp_path) as prometheus:
+        await_data(prometheus, queries, lambda _: True, DEMO_S)
+        await_data(prometheus, alert_queries(), lambda _: True)
+        assert prometheus.query('ALERTS{alertstate="firing", severity="critical"}') == []

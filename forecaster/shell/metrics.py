@@ -429,8 +429,9 @@ class Metrics:
         self.trainer_memory.set(0)
         if outcome in {"promoted", "rejected"}:
             self.retrain_last_success.set(now_s)
-        for judged, loss in (holdout or {}).items():
-            self.retrain_holdout_loss[judged].set(loss)
+        for judged, gauge in self.retrain_holdout_loss.items():
+            if holdout and judged in holdout:
+                gauge.set(holdout[judged])
 
     def set_serving(self, version: str, cell: str, trained_s: float, data_end_s: float) -> None:
         """Another model serves from now on."""
