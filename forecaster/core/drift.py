@@ -38,7 +38,7 @@ class Drift(NamedTuple):
     """State of the detector."""
 
     total: float = 0.0  # of the errors in the open block
-    count: float = 0.0
+    errors: float = 0.0  # how many
     blocks: int = 0  # observations since the start, or since the last alarm
     level: float = 0.0  # long-run mean of the logarithm
     rise: float = 0.0  # Page-Hinkley: rises beyond the tolerance since they were last made good
@@ -60,9 +60,9 @@ def observe(state: Drift, total: float, count: float, now_s: float, spec: DriftS
 
     Page (1954), Biometrika 41: the sum of rises over the level less a tolerance, never below 0, against a threshold.
     """
-    total, count = state.total + total, state.count + count
+    total, count = state.total + total, state.errors + count
     if count < BLOCK:
-        return state._replace(total=total, count=count), False
+        return state._replace(total=total, errors=count), False
     x = log(max(total / count, 1e-9))
     blocks = state.blocks + 1
     surprise = min(x - state.level, MOST)

@@ -141,7 +141,6 @@ def init(spec: ModelSpec, seed: int) -> Params:
     return {name: jnp.asarray(draw(name, p.shape), jnp.float32) for name, p in sorted(shapes(spec).items())}
 
 
-@lru_cache
 def shapes(spec: ModelSpec) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the parameters by name."""
     state = nnx.split(nnx.eval_shape(lambda: Network(spec, nnx.Rngs(0))))[1]

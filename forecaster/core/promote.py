@@ -113,7 +113,7 @@ def retrain(
 ) -> Retrained | Failure:
     """Fit a candidate to the history and judge it: a pure function of its arguments.
 
-    `serving` None, or a model without a version: nothing serves yet. The spans are left out of both training and judging.
+    `serving` None, or a model without a version: nothing serves yet. The spans are neither trained nor judged on.
     """
     if serving is not None and not serving.version:
         serving = None
@@ -129,7 +129,7 @@ def retrain(
         serving=_serving_loss(serving, history, spec, shape, spans) if serving and comparable else None,
     )
     origins = {role.name.lower(): examples.count(role) for role in (Role.TRAIN, Role.HOLDOUT)}
-    decision = decide(losses, promote or PromoteSpec(), replaces=serving is not None and not comparable)
+    decision = decide(losses, promote or PromoteSpec.model_validate({}), replaces=serving is not None and not comparable)
     return Retrained(fitted.model, decision, fitted, origins)
 
 

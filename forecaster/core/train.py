@@ -1,14 +1,14 @@
 """Examples -> a fitted network: loss, train step, and when to stop.
 
-In come examples (`history`), specs, a seed and perhaps a parent to start from; out goes the model that did best on the
-hold-out, or the reason why there is none. Every step draws windows anywhere in the series and trains on all origins of
-their spans at once (forking sequences, Wen et al. 2017, arXiv:1711.11053). Pure: the same arguments give the same model;
-what has a clock watches through `progress`, whose answer can end the fit early.
+In come examples (`history`), specs and perhaps a parent to start from; out goes the model that did best on the
+hold-out, or the reason why there is none. Every step draws windows anywhere in the series and trains on all
+origins of their spans at once (forking sequences, Wen et al. 2017, arXiv:1711.11053). Pure: the same arguments
+give the same model; what has a clock watches through `progress`, whose answer can end the fit early.
 """
 
 from collections.abc import Callable
 from enum import StrEnum
-from functools import lru_cache, partial
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -241,7 +241,7 @@ class _Draw(NamedTuple):
 
     log_share: Array  # (series,)
     low: Array  # (series,), first origin of the earliest window
-    count: Array  # (series,), number of places from there on
+    places: Array  # (series,), how many there are from there on
 
 
 class _State(NamedTuple):
@@ -254,7 +254,6 @@ class _State(NamedTuple):
     rate: Array
 
 
-@lru_cache
 def _layout(shape: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters by name, in the order in which the vector holds them."""
     wanted = network.shapes(shape)
@@ -320,8 +319,7 @@ def _draw(examples: Examples, spec: TrainSpec) -> _Draw:
     )
 
 
-@lru_cache
-def _optimiser(spec: TrainSpec) -> optax.GradientTransformationExtraArgs:
+def _optimiser(spec: TrainSpec) -> optax.GradientTransformation:
     """Adam without its learning rate, which is an argument; steps without a finite gradient change nothing."""
     adam = optax.chain(optax.clip_by_global_norm(spec.clip), optax.scale_by_adam(b2=0.99))
     return optax.apply_if_finite(adam, NON_FINITE_STEPS)
@@ -340,6 +338,8 @@ def _train(
     """`evaluate_every` gradient steps; also their mean loss."""
     levels = jnp.asarray(shape.levels, jnp.float32)
 
+    matrices = jnp.asarray(_matrices(shape))
+
     def loss_of(flat: Array, windows: Array, key: Array) -> Array:
         total, count = _pinball(_params(flat, shape), pool, windows, Role.TRAIN, levels, spec, shape, key)
         return total.sum() / jnp.maximum(count.sum(), 1.0)
@@ -347,10 +347,11 @@ def _train(
     def step(carry: _State, now: Array) -> tuple[_State, Array]:
         key, which, where, drop = jax.random.split(carry.key, 4)
         series = jax.random.categorical(which, draw.log_share, shape=(_windows_in_batch(spec),))
-        windows = draw.low[series] + jax.random.randint(where, series.shape, 0, draw.count[series])
+        windows = draw.low[series] + jax.random.randint(where, series.shape, 0, draw.places[series])
         loss, gradient = jax.value_and_grad(loss_of)(carry.params, windows, drop)
-        moves, optimiser = _optimiser(spec).update(gradient, carry.optimiser, carry.params)
-        decay = spec.weight_decay * _matrices(shape) * carry.params
+        updates, optimiser = _optimiser(spec).update(gradient, carry.optimiser, carry.params)
+        moves = jnp.asarray(updates)
+        decay = spec.weight_decay * matrices * carry.params
         params = carry.params - _rate(spec, carry.rate, now) * (moves + decay)
         keep = jnp.minimum(spec.average, (1.0 + now) / (10.0 + now))
         average = keep * carry.average + (1 - keep) * params

@@ -75,13 +75,19 @@ class RetrainSpec(DriftSpec):
     """When to retrain, and what a trainer may use."""
 
     on_start: bool = Field(True, description="Train as soon as there is history while no model serves.")
-    every_ticks: int = Field(100_000, ge=0, description="Ticks taken in between scheduled retrains; 0: never.")
+    every_ticks: int = Field(
+        100_000, ge=0, description="Ticks taken in between scheduled retrains; 0: never."
+    )
     every_s: float = Field(0.0, ge=0, description="Event time between scheduled retrains; 0: never.")
-    cooldown_s: float = Field(60.0, ge=0, description="Least time from the end of a retrain to the next scheduled one.")
+    cooldown_s: float = Field(
+        60.0, ge=0, description="Least time from the end of a retrain to the next scheduled one."
+    )
     history_ticks: int = Field(500_000, ge=1000, description="Newest ticks of the log that a retrain reads.")
     time_limit_s: float = Field(600.0, gt=0, description="After so long a trainer is killed.")
     fit_s: float = Field(300.0, gt=0, description="After so long a fit ends with the best it has.")
-    first_fit_s: float = Field(15.0, gt=0, description="The same while no model serves: something good, soon.")
+    first_fit_s: float = Field(
+        15.0, gt=0, description="The same while no model serves: something good, soon."
+    )
     memory_limit_mb: int = Field(4096, ge=256, description="Resident memory at which a trainer is killed.")
     keep_models: int = Field(10, ge=2, description="Newest models kept on the models topic.")
 
@@ -174,7 +180,7 @@ class Retrainer:
             self._ids.append(request_id)
 
     def observe_errors(self, total: float, count: float, event_s: float) -> bool:
-        """Take in scaled errors of the serving model; asks for a retrain, and says so, when they have risen for good."""
+        """Take in scaled errors of the serving model; when they have risen for good, ask for a retrain and say so."""
         if not self.spec.drift:
             return False
         self.drift, found = drift.observe(self.drift, total, count, event_s, self.spec)
@@ -253,7 +259,9 @@ class Retrainer:
             process.push(now_s)
         return events
 
-    def _reason_to_kill(self, running: "_Running", now_s: float, *, cancel: bool) -> tuple[Outcome, str] | None:
+    def _reason_to_kill(
+        self, running: "_Running", now_s: float, *, cancel: bool
+    ) -> tuple[Outcome, str] | None:
         limit_s, limit_mb = self.spec.time_limit_s, self.spec.memory_limit_mb
         if cancel:
             return Outcome.CANCELLED, "another worker trains now"
@@ -283,7 +291,9 @@ class _Running:
         """The event."""
         duration_s = now_s - self.began_s
         ended = Ended(outcome, self.triggers, self.ids, duration_s, message=message, **more)
-        _log.info("retrain_ended", outcome=outcome.value, seconds=round(duration_s, 1), message=message, **more)
+        _log.info(
+            "retrain_ended", outcome=outcome.value, seconds=round(duration_s, 1), message=message, **more
+        )
         return ended
 
     def ended_by_itself(self, now_s: float) -> Ended:
@@ -394,4 +404,3 @@ def _report(line: bytes) -> dict[str, Any] | None:
     except (msgspec.DecodeError, RecursionError):
         return None
     return report if isinstance(report, dict) else None
-

@@ -1,8 +1,8 @@
 """Records -> slices of series: decoded and put on the grid as serving does it, for training and for backtests.
 
 In come records of any partitions, in offset order within each; out go the consecutive steps of every series. What
-serving would dead-letter, drop as late or see as a duplicate is left out here as well; a series that starts anew after a
-long gap gives two slices. Nothing is read and no rows are kept.
+serving would dead-letter, drop as late or see as a duplicate is left out here as well; a series that starts anew
+after a long gap gives two slices. Nothing is read and no rows are kept.
 """
 
 from array import array

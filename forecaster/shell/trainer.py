@@ -122,7 +122,7 @@ def job_for(config: Config, fit_s: float, spans: Iterable[Span] = ()) -> bytes:
         model=config.model.model_dump(mode="json"),
         train=part(TrainSpec),
         promote=part(PromoteSpec),
-        spans=[tuple(span) for span in spans],
+        spans=[(span.series, span.start_s, span.end_s) for span in spans],
         fit_s=fit_s,
     )
     return msgspec.json.encode(job)
@@ -204,9 +204,7 @@ def _losses(result: Retrained) -> dict[str, float]:
     return {name: loss for name, loss in result.decision.losses._asdict().items() if loss is not None}
 
 
-def _finished(
-    result: Retrained, newest_s: float, offsets: Mapping[int, tuple[int, int]], seed: int
-) -> Model:
+def _finished(result: Retrained, newest_s: float, offsets: Mapping[int, tuple[int, int]], seed: int) -> Model:
     """The model with its card. The same slices, spec and seed give the same version again."""
     digest = hashlib.sha256(repr(sorted(offsets.items())).encode())
     for name in sorted(result.model.params):

@@ -1,0 +1,250 @@
+"""Examples against plain Python, against serving itself, and against a changed future; seasons that were planted."""
+
+from itertools import pairwise
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forecaster.core import features, model
+from forecaster.core.fold import Fold
+from forecaster.core.grid import GridSpec
+from forecaster.core.history import (
+    WEIGHT_CAP,
+    Examples,
+    HistorySpec,
+    Role,
+    Slice,
+    Span,
+    find_periods,
+    prepare,
+)
+from forecaster.core.model import Card, Model, ModelSpec
+from forecaster.core.table import SeriesSpec
+from forecaster.core.tick import Tick
+
+SHAPE = ModelSpec(hidden=8, horizon=3, warm_up=4, context_length=16)
+SPEC = HistorySpec(burn_in=4, span=8, holdout_ratio=0.25)
+NO_PERIODS = np.zeros(features.SEASONS, np.int32)
+PERIODS = np.array([7, 5, 0, 0, 0, 0], np.int32)
+
+
+def walk(steps: int, seed: int = 0, name: str = "a", scale: float = 1.0, start: float = 0.0) -> Slice:
+    rng = np.random.default_rng(seed)
+    times = 1.7e9 + np.cumsum(rng.exponential(10.0, steps))
+    return Slice(name, times, start + scale * np.cumsum(rng.normal(size=steps)))
+
+
+def seasonal(steps: int, period: float, noise: float, seed: int = 0) -> Slice:
+    rng = np.random.default_rng(seed)
+    t = np.arange(steps)
+    return Slice(
+        f"s{seed}", 1.7e9 + 3600.0 * t, np.sin(2 * np.pi * t / period) + noise * rng.normal(size=steps)
+    )
+
+
+def naive_scales(value: np.ndarray) -> list[float]:
+    """The running scale after each step, as `features` describes it, in plain Python."""
+    scale = float(np.abs(np.diff(value[:8])).mean()) if len(value) > 1 else 0.0
+    scales = [scale]
+    for n, (before, now) in enumerate(pairwise(value.tolist()), 1):
+        memory = min(max(n + features.PRIOR_STEPS, 1.0), features.SCALE_MEMORY)
+        scale += (abs(now - before) - scale) / memory
+        scales.append(scale)
+    return [max(s, features.SCALE_FLOOR * abs(v) + 1e-12) for s, v in zip(scales, value, strict=True)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=4), seed=st.integers(0, 100))
+def test_targets_roles_and_weights_are_those_of_plain_python(lengths: list[int], seed: int) -> None:
+    history = [walk(n, seed + i, f"s{i}", 10.0**i) for i, n in enumerate(lengths)]
+    examples = prepare(history, SPEC, SHAPE, NO_PERIODS)
+    assert (examples.end - examples.begin).tolist() == lengths
+    for part, begin in zip(history, examples.begin, strict=True):
+        n, value = len(part.value), part.value
+        scales, split = naive_scales(value), n - round(n * SPEC.holdout_ratio)
+        usual = float(np.abs(np.diff(value[:split])).mean()) if split > 1 else 0.0
+        for t in range(n):
+            row = begin + t
+            known = [t + h < n for h in (1, 2, 3)]
+            targets = [(value[t + h] - value[t]) / scales[t] if t + h < n else 0.0 for h in (1, 2, 3)]
+            assert examples.known[row].tolist() == known
+            np.testing.assert_allclose(
+                examples.target[row], np.clip(targets, -1e3, 1e3), rtol=2e-4, atol=1e-4
+            )
+            expected = Role.HOLDOUT if t >= split else Role.TRAIN if t + 3 < split else Role.NONE
+            assert examples.role[row] == (expected if t + 1 >= SHAPE.warm_up else Role.NONE)
+            if usual > 0:
+                weight = min(scales[t] / usual, WEIGHT_CAP)
+                assert examples.weight[row] == pytest.approx(weight, rel=1e-4)
+
+
+def test_direct_inputs_are_lags_and_the_values_a_season_before_the_targets() -> None:
+    part = seasonal(120, 7, 0.05)
+    examples = prepare([part], SPEC, SHAPE, PERIODS)
+    value, t = part.value, 110
+    scale = naive_scales(value)[t]
+    lags = [np.arcsinh((value[t - k] - value[t]) / scale) for k in range(features.LAGS, 0, -1)]
+    np.testing.assert_allclose(examples.direct[t, : features.LAGS], lags, rtol=1e-3, atol=1e-3)
+    season = examples.direct[t, features.LAGS : features.LAGS + 3]
+    change = np.arcsinh((value[t + np.array([1, 2, 3]) - 7] - value[t]) / scale)
+    trust = season / change
+    assert trust.std() < 1e-3  # one trust for the series, and it is high: the season is clear
+    assert 0.5 < trust.mean() < 1.0
+
+
+def test_a_season_shorter_than_the_horizon_is_read_as_many_cycles_back_as_needed() -> None:
+    shape = SHAPE.model_copy(update={"horizon": 9})
+    part = seasonal(120, 7, 0.05)
+    examples = prepare([part], SPEC, shape, PERIODS)
+    value, t = part.value, 100
+    season = examples.direct[t, features.LAGS : features.LAGS + 9]
+    back = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9]) - np.array([7, 7, 7, 7, 7, 7, 7, 14, 14])
+    change = np.arcsinh((value[t + back] - value[t]) / naive_scales(value)[t])
+    np.testing.assert_allclose(season / season[0], change / change[0], atol=2e-3)
+
+
+@pytest.mark.slow
+def test_inputs_are_those_that_serving_makes() -> None:
+    """Fold a messy history tick by tick; the carry is that of the network run over the inputs made here."""
+    history = [
+        walk(700, 1, "walk", 1e-5, 1.1),
+        seasonal(700, 24, 0.1, 2),
+        walk(700, 3, "counter", 0.2),
+    ]
+    history[2] = history[2]._replace(value=np.floor(history[2].value))  # most steps change nothing
+    shape = ModelSpec(hidden=8, horizon=3, context_length=64)
+    periods = np.array([24, 12, 0, 0, 0, 0], np.int32)
+    served = Model(shape, model.init(shape, 1), jnp.asarray(periods), Card(version="1"))
+    fold = Fold(shape, SeriesSpec(max_series=8, idle_s=1e9), GridSpec())
+    fold.swap(served)
+    for begin in range(0, 700, 100):
+        for part in history:
+            ticks = [
+                Tick(part.series, t, v)
+                for t, v in zip(
+                    part.time_s[begin : begin + 100], part.value[begin : begin + 100], strict=True
+                )
+            ]
+            fold.admit(0, range(len(ticks)), ticks)
+        fold.run()
+    examples = prepare(history, HistorySpec(), shape, periods)
+    for part, end in zip(history, examples.end, strict=True):
+        xs = jnp.asarray(examples.inputs[end - 400 : end])[None]
+        carry, _ = model.unroll(shape, served.params, model.initial_carry(shape, 1), xs)
+        row = fold.index.partitions[0][part.series].row
+        np.testing.assert_allclose(fold.rows.carry[row], carry[0], atol=2e-3, err_msg=part.series)
+
+
+def rows(examples: Examples, role: Role) -> list[np.ndarray]:
+    at = examples.role == role
+    return [column[at] for column in examples[:5]]
+
+
+def test_what_comes_after_the_split_changes_nothing_that_is_trained_on() -> None:
+    before = walk(100, name="a")
+    changed = before.value.copy()
+    changed[75:] += 100 * np.random.default_rng(9).normal(size=25)
+    one = prepare([before, walk(80, 5, "b")], SPEC, SHAPE, PERIODS)
+    other = prepare([before._replace(value=changed), walk(80, 5, "b")], SPEC, SHAPE, PERIODS)
+    for mine, theirs in zip(rows(one, Role.TRAIN), rows(other, Role.TRAIN), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert (
+        find_periods([before], SPEC).tolist() == find_periods([before._replace(value=changed)], SPEC).tolist()
+    )
+
+
+@settings(max_examples=10, deadline=None)
+@given(cut=st.integers(20, 99))
+def test_inputs_up_to_a_step_depend_on_nothing_after_it(cut: int) -> None:
+    part = seasonal(100, 7, 0.3)
+    changed = part.value.copy()
+    changed[cut:] += 3.0
+    one, other = (prepare([part._replace(value=v)], SPEC, SHAPE, PERIODS) for v in (part.value, changed))
+    np.testing.assert_array_equal(one.inputs[:cut], other.inputs[:cut])
+    np.testing.assert_array_equal(one.direct[:cut], other.direct[:cut])
+
+
+def test_a_span_that_is_left_out_is_neither_origin_nor_target() -> None:
+    part = walk(100)
+    out = Span("a", float(part.time_s[40]), float(part.time_s[50]))
+    examples = prepare([part, walk(100, 1, "b")], SPEC, SHAPE, NO_PERIODS, [out])
+    assert not examples.role[40:50].any()
+    assert examples.known[36].tolist() == [True, True, True]
+    assert examples.known[38].tolist() == [True, False, False]
+    assert examples.role[139] == Role.TRAIN
+    everywhere = prepare([part, walk(100, 1, "b")], SPEC, SHAPE, NO_PERIODS, [Span("", 0.0, 1e11)])
+    assert not everywhere.role.any()
+
+
+def test_above_the_cap_each_series_keeps_its_newest_steps() -> None:
+    spec = SPEC.model_copy(update={"max_origins": 100})
+    history = [walk(400, i, f"s{i}") for i in range(3)] + [walk(20, 9, "short")]
+    examples = prepare(history, spec, SHAPE, NO_PERIODS)
+    assert examples.count(Role.TRAIN) <= 100
+    assert (examples.end - examples.begin).tolist() == [37, 37, 37, 20]
+    whole = prepare(history, SPEC, SHAPE, NO_PERIODS)
+    np.testing.assert_allclose(examples.inputs[:37], whole.inputs[400 - 37 : 400], atol=1e-5)
+    assert not examples.role[: spec.burn_in].any()  # the carry has to settle first
+
+
+def test_which_series_stay_is_drawn_from_the_seed_alone() -> None:
+    spec = SPEC.model_copy(update={"max_origins": 100})
+    history = [walk(20, i, f"s{i}") for i in range(30)]
+    louder = [part._replace(value=7 * part.value) for part in history]
+    kept = [
+        prepare(h, spec, SHAPE, NO_PERIODS, seed=s).target
+        for h, s in ((history, 1), (louder, 1), (history, 2))
+    ]
+    np.testing.assert_allclose(kept[0], kept[1], atol=1e-3)  # scaled: only the choice could differ
+    assert kept[0].shape != kept[2].shape or not np.allclose(kept[0], kept[2])
+
+
+@pytest.mark.parametrize("history", [[], [Slice("empty", np.zeros(0), np.zeros(0))], [walk(1)]])
+def test_next_to_nothing_gives_no_examples(history: list[Slice]) -> None:
+    examples = prepare(history, SPEC, SHAPE, NO_PERIODS)
+    assert examples.count(Role.TRAIN) == examples.count(Role.HOLDOUT) == 0
+
+
+def test_huge_and_tiny_and_constant_series_give_finite_examples() -> None:
+    history = [walk(60, i, f"s{i}", s, 100 * s) for i, s in enumerate((1e-8, 1.0, 1e12))]
+    history.append(Slice("constant", np.arange(60.0), np.full(60, 1e6)))
+    examples = prepare(history, SPEC, SHAPE, PERIODS)
+    for column in examples[:5]:
+        assert np.isfinite(column).all()
+    assert not examples.target[examples.begin[3] :].any()
+
+
+# --- seasons ---
+
+
+@pytest.mark.parametrize(("period", "noise"), [(24, 0.2), (48, 0.1), (144, 0.05), (12, 0.3)])
+def test_a_planted_season_is_found_first(period: int, noise: float) -> None:
+    found = find_periods([seasonal(2000, period, noise, seed) for seed in range(3)], HistorySpec())
+    assert abs(found[0] - period) <= 1 or found[0] % period == 0
+    assert found.dtype == np.int32
+
+
+def test_two_seasons_in_different_series_are_both_found() -> None:
+    history = [seasonal(2000, 24, 0.1, 1), seasonal(2000, 65, 0.05, 2)]
+    found = find_periods(history, HistorySpec())
+    assert {24, 65} <= set(found.tolist())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_season_is_found_where_there_is_none(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    noise = Slice("noise", np.arange(2000.0), rng.normal(size=2000))
+    assert not find_periods([walk(2000, seed), noise], HistorySpec()).any()
+
+
+def test_a_season_that_was_not_seen_two_and_a_half_times_is_not_believed() -> None:
+    assert find_periods([seasonal(300, 60, 0.05)], HistorySpec())[0] == 60
+    assert not find_periods([seasonal(150, 60, 0.05)], HistorySpec()).any()
+
+
+def test_a_constant_or_short_history_has_no_season() -> None:
+    constant = Slice("constant", np.arange(500.0), np.full(500, 3.0))
+    assert not find_periods([constant, walk(5)], HistorySpec()).any()
