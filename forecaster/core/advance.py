@@ -3,9 +3,10 @@
     changes, forecasts, scores = advance(spec, serving, rows, idx, steps)      reads only
     rows = table.write(rows, idx, changes)                                     writes only
 
-The order within a step: settle the forecasts that waited for this value (scores, experts, calibration), take the value
-in (scale, seasons, window), advance the recurrent carry by one cell step, forecast, mix, correct, and let the forecast
-wait for its targets. Pure, and compiled for a few fixed batch sizes; padding has `valid` false.
+Within a step: `perceive` takes the value in (scale, seasons, experts, inputs of the network), `foretell` settles what
+waited for it (scores, weights, corrections), advances the carry by one cell step, forecasts, mixes and corrects. The
+first half needs no network, and training scans just that. Pure, and compiled for a few fixed sizes; padding has `valid`
+false.
 """
 
 from typing import NamedTuple
@@ -13,16 +14,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from forecaster.core import calibrate, experts, features, model, score, table
+from forecaster.core.calibrate import Correction
+from forecaster.core.experts import Blend, Linear
+from forecaster.core.features import Running, Season
 from forecaster.core.model import ModelSpec, Params
 from forecaster.core.score import Scores
-from forecaster.core.table import Changes, Layout, Rows, take
+from forecaster.core.table import Layout, Rows
 
 COLD, WARMING, OK, FALLBACK = range(4)  # status of a forecast
 STATUSES = ("cold", "warming", "ok", "fallback")
 MATURE = 32  # steps after which a series can lend
+HALF_LIMIT = 60_000.0  # what float16 holds
 
 
 class Serving(NamedTuple):
@@ -39,8 +44,8 @@ class Steps(NamedTuple):
     value: Float[Array, " batch"]  # relative to the series' base
     dt_s: Float[Array, " batch"]
     week: Float[Array, " batch"]  # days since the week began
-    live: Array  # bool (batch,): the forecast is published and will count
-    valid: Array  # bool (batch,): not padding
+    live: Bool[Array, " batch"]  # the forecast is published and will count
+    valid: Bool[Array, " batch"]  # not padding
 
 
 class Forecasts(NamedTuple):
@@ -52,55 +57,72 @@ class Forecasts(NamedTuple):
     anomaly: Float[Array, " batch"]  # NaN where no forecast had been made for this step
 
 
-def layout(spec: ModelSpec) -> Layout:
-    """Widths of the table's columns for a model."""
-    return Layout(
-        memory=features.MAX_PERIOD + spec.context_length,
-        context=spec.context_length,
-        carry=spec.carry_size,
-        horizon=spec.horizon,
-        levels=len(spec.levels),
-        experts=experts.COUNT,
-        running=6 + features.SEASONS,
-        smooth=experts.SMOOTH,
-    )
-
-
 class Loan(NamedTuple):
     """What a newborn series borrows from the others of its partition until it knows itself."""
 
     scale: Array  # its running scale as a share of the magnitude of its value
-    blend: Float[Array, "2 expert horizon"]
+    error: Float[Array, "expert horizon"]
+    regret: Float[Array, "2 expert horizon"]
     offset: Float[Array, "horizon level"]
+
+
+def layout(spec: ModelSpec) -> Layout:
+    """Widths of the table's columns for a model."""
+    return Layout(
+        memory=max(features.MEMORY, spec.context_length),
+        context=spec.context_length,
+        carry=spec.carry_size,
+        horizon=spec.horizon,
+        levels=len(spec.levels),
+        running=features.RUNNING + 2,
+        lines=experts.LINES,
+        curves=experts.CURVES,
+        experts=experts.COUNT,
+        regressors=experts.REGRESSORS,
+    )
+
+
+# --------------------------------------------------------------------------- newborn series
 
 
 def unlent(spec: ModelSpec) -> Loan:
     """The loan when nobody has anything to lend: a random walk of one part in a thousand a step."""
-    walk = jnp.stack(experts.newborn(spec.horizon))
-    return Loan(jnp.float32(1e-3), walk, jnp.zeros((spec.horizon, len(spec.levels)), jnp.float32))
+    blend = experts.newborn(spec.horizon)
+    return Loan(
+        jnp.float32(1e-3),
+        blend.error,
+        jnp.stack([blend.regret, blend.square]),
+        jnp.zeros((spec.horizon, len(spec.levels)), jnp.float32),
+    )
 
 
-def lend(spec: ModelSpec, rows: Rows, idx: Int[Array, " batch"], valid: Array) -> Loan:
+def lend(spec: ModelSpec, rows: Rows, idx: Int[Array, " batch"], valid: Bool[Array, " batch"]) -> Loan:
     """The mean of what the grown-up ones among these rows know, or `unlent` while there are none."""
-    some = take(rows, idx)
-    grown = valid & (some.count >= MATURE)
+
+    def read(column: Array) -> Array:
+        return table.whole(column, idx)
+
+    count = read(rows.count)
+    grown = valid & (count >= MATURE)
     weight = grown / jnp.maximum(grown.sum(), 1)
-    size = jnp.abs(
-        jnp.take_along_axis(some.value, ((some.count - 1) % some.value.shape[1])[:, None], 1)[:, 0]
-        + some.base
-    )
-    ratio = jnp.log(jnp.clip(_unpack(some.running).scale / jnp.maximum(size, 1e-30), 1e-7, 1.0))
-    known = Loan(
-        jnp.exp((weight * ratio).sum()),
-        jnp.einsum("b,bxkh->xkh", weight, some.blend),
-        jnp.einsum("b,bhl->hl", weight, some.offset),
-    )
+    newest = table.lagged(rows.value, idx, count, jnp.ones((idx.shape[0], 1), jnp.int32))[:, 0]
+    size = jnp.maximum(jnp.abs(newest + read(rows.base)), 1e-30)
+    ratio = jnp.log(jnp.clip(features.unpack(read(rows.running)).scale / size, 1e-7, 1.0))
+
+    def mean(column: Array) -> Array:
+        return jnp.tensordot(weight, read(column), 1)
+
+    known = Loan(jnp.exp((weight * ratio).sum()), mean(rows.error), mean(rows.regret), mean(rows.offset))
     return jax.tree.map(lambda new, default: jnp.where(grown.any(), new, default), known, unlent(spec))
 
 
-def plant(rows: Rows, idx: Int[Array, " batch"], base: Array, loan: Loan) -> Rows:
-    """Start rows anew, each with what it borrows; `base` and the loan's arrays have a leading batch axis."""
+def plant(rows: Rows, idx: Int[Array, " batch"], base: Float[Array, " batch"], loan: Loan) -> Rows:
+    """Start rows anew, each with what it borrows; the arrays of `loan` have a leading batch axis.
+
+    What a row waits for needs no clearing: without steps nothing is settled.
+    """
     batch = idx.shape[0]
+    horizon = rows.origin.shape[1]
     scale = jnp.maximum(loan.scale * jnp.abs(base), 1e-12)
 
     def whole(column: Array, value: Array | float) -> Array:
@@ -109,203 +131,315 @@ def plant(rows: Rows, idx: Int[Array, " batch"], base: Array, loan: Loan) -> Row
     return rows._replace(
         count=whole(rows.count, 0),
         base=whole(rows.base, base),
-        running=whole(rows.running, _pack(features.newborn(scale))),
-        carry=whole(rows.carry, jnp.zeros((batch, rows.carry.shape[1]))),
-        blend=whole(rows.blend, loan.blend),
-        smooth=whole(rows.smooth, 0.0),
+        running=whole(rows.running, _pack(features.newborn(scale), jnp.zeros(batch), jnp.zeros(batch))),
+        linear=whole(rows.linear, experts.newborn_linear(batch, horizon)),
+        error=whole(rows.error, loan.error),
+        regret=whole(rows.regret, loan.regret),
+        carry=whole(rows.carry, 0.0),
         offset=whole(rows.offset, loan.offset),
+        affine=whole(rows.affine, 0.0),
     )
 
 
-def _unpack(running: Array) -> features.Running:
-    return features.Running(*(running[:, i] for i in range(6)), running[:, 6:])
+def _pack(running: Running, level: Array, slope: Array) -> Array:
+    return jnp.concatenate([features.pack(running), level[:, None], slope[:, None]], axis=1)
 
 
-def _pack(running: features.Running) -> Array:
-    return jnp.concatenate([jnp.stack(running[:6], axis=1), running.season], axis=1)
+# --------------------------------------------------------------------------- before the network
 
 
-def ahead_lags(period: Int[Array, " batch"], horizon: int) -> Int[Array, "batch horizon"]:
-    """Steps back from the next step's place to the values one season (or as many as needed) before each target.
+class Percept(NamedTuple):
+    """What is known of a step before the network has seen it."""
 
-    Lag 1 is the origin itself. For target h: the smallest k * period - h that is not in the future, plus 1.
+    value: Array
+    scale: Array
+    x: Float[Array, "batch feature"]  # recurrent inputs
+    direct: Float[Array, "batch feature"]  # direct inputs
+    actual: Float[Array, "batch horizon"]  # what came, in scales, for the forecasts of 1.. steps ago
+    settled: Bool[Array, "batch horizon"]
+    points: Float[Array, "batch expert horizon"]  # what the experts had said; NaN: nothing
+    lines: Array  # what they say now
+    seasonal: Float[Array, "batch horizon"]
+    linear: Float[Array, "batch horizon"]
+    has_season: Bool[Array, " batch"]
+    live: Bool[Array, "batch horizon"]  # whether those forecasts were published
+
+
+def perceive(
+    rows: Rows, idx: Int[Array, " batch"], steps: Steps, periods: Int[Array, " season"], horizon: int
+) -> tuple[Rows, Percept]:
+    """Take in one step: everything but the network, the mix and its corrections.
+
+    The changes hold the old carry, errors, regrets and corrections; `foretell`, or training, replaces them.
     """
-    h = jnp.arange(1, horizon + 1)
-    p = jnp.maximum(period, 1)[:, None]
-    return p * ((h + p - 1) // p) - h + 1
-
-
-def advance(
-    spec: ModelSpec, serving: Serving, rows: Rows, idx: Int[Array, " batch"], steps: Steps
-) -> tuple[Changes, Forecasts, Scores]:
-    """One step of each series in `idx`. Reads the table; what to write is returned."""
-    h_count = spec.horizon
+    batch = idx.shape[0]
 
     def read(column: Array) -> Array:
-        return column.at[idx].get(mode="clip")
+        return table.whole(column, idx)
 
-    count, base, value = read(rows.count), read(rows.base), steps.value
-    blend = experts.Blend(*jnp.moveaxis(read(rows.blend), 1, 0))
-    offset, running, carry = read(rows.offset), _unpack(read(rows.running)), read(rows.carry)
+    count, base, value, packed = read(rows.count), read(rows.base), steps.value, read(rows.running)
+    running, holt_level, holt_slope = features.unpack(packed[:, :-2]), packed[:, -2], packed[:, -1]
+    error = read(rows.error)
 
-    # 1. settle what waited for this value
-    h = jnp.arange(1, h_count + 1)
-    slot = jnp.remainder(count[:, None] - h, h_count)
-    at = idx[:, None]
-    origin = rows.origin.at[at, slot].get(mode="clip")
-    waiting = rows.pending.at[at, slot, h - 1].get(mode="clip").astype(jnp.float32)
-    guesses = rows.points.at[at, slot, h - 1].get(mode="clip").astype(jnp.float32)
+    # what waited for this value
+    h = jnp.arange(1, horizon + 1)
     settled = (count[:, None] >= h) & steps.valid[:, None]
-    actual = (value[:, None] - origin[..., 0]) / jnp.where(settled, origin[..., 1], 1.0)
-    scores = score.score(waiting, actual, settled & (origin[..., 2] > 0), spec.levels)
-    anomaly = jnp.where(settled[:, 0], _anomaly(waiting[:, 0], actual[:, 0], spec.median), jnp.nan)
-    spread = blend.error.min(1)
-    offset = calibrate.settle(offset, waiting, actual, spread, settled, spec.levels)
-    blend = experts.settle(blend, guesses, actual, settled, spec.levels, count)
+    origin = table.origins(rows.origin, idx, count, horizon)
+    actual = jnp.where(settled, (value[:, None] - origin[..., 0]) / jnp.where(settled, origin[..., 1], 1.0), 0.0)
+    lines = table.origins(rows.lines, idx, count, horizon).astype(jnp.float32)
+    curves = table.due(rows.curves, idx, count, horizon).astype(jnp.float32)
+    points = experts.assemble(lines, curves)
 
-    # 2. take the value in
-    lags = jnp.arange(features.LEAD, 0, -1)
-    past = table.lagged(rows.value, idx, count, jnp.broadcast_to(lags, (idx.shape[0], features.LEAD)))
+    # the window and the statistics
+    past = table.lagged(
+        rows.value, idx, count, jnp.broadcast_to(jnp.arange(features.LEAD, 0, -1), (batch, features.LEAD))
+    )
     past = jnp.where((count > 0)[:, None], past, value[:, None])
-    old = table.lagged(
-        rows.value, idx, count, jnp.broadcast_to(serving.periods, (idx.shape[0], features.SEASONS))
-    )
-    running = features.observe(
-        running, count, value, steps.dt_s, past[:, -1], past[:, -features.NAIVE_STEPS], old, serving.periods
-    )
-    scale = features.floored(running.scale, value + base)
-    seasons = features.choose_seasons(running, count, serving.periods)
+    one_period_ago = jnp.broadcast_to(periods, (batch, features.SEASONS))
+    lagged = table.lagged(rows.value, idx, count, one_period_ago)
+    running = features.observe(running, count, value, steps.dt_s, past, lagged, periods)
+    scale = features.running_scale(running, value + base)
+    holt_level, holt_slope = experts.holt(holt_level, holt_slope, count, value)
 
-    def ahead(season: features.Season, first: int) -> Array:
-        """Values one season before the steps `first`, first + 1, ... after the origin; lag 0 is the origin."""
-        lag = ahead_lags(season.period, h_count) - 1
-        lag = jnp.concatenate([season.period[:, None], lag], axis=1)[:, first:]
-        found = table.lagged(rows.value, idx, count, lag)
-        return jnp.where((lag > 0) & (count > 0)[:, None], found, value[:, None])
+    # the seasons
+    seasons = features.choose_seasons(running, count, periods)
 
-    best, second = ahead(seasons[0], 0), ahead(seasons[1], 1)
+    def seasons_ago(season: Season, cycles: int) -> Array:
+        lags = features.season_lags(season.period, horizon, cycles)
+        found = table.lagged(rows.value, idx, count, lags.reshape(batch, -1)).reshape(lags.shape)
+        return jnp.where((lags > 0) & (count > 0)[:, None, None], found, value[:, None, None])
 
-    # 3. one cell step, and the head
-    window = jnp.concatenate([past, value[:, None]], axis=1)
+    best, second = seasons_ago(seasons[0], features.CYCLES), seasons_ago(seasons[1], 1)[:, 0]
+    reach = jnp.minimum(count, rows.value.shape[1])
+    seen = seasons[0].period[:, None] * jnp.arange(1, features.CYCLES + 1) <= reach[:, None]
+    sight = features.look_back(value, scale, past, running, best, second, seen, seasons)
+
+    # the linear expert
+    linear = _unpack_linear(read(rows.linear))
+    oldest = table.whole(rows.regressors, idx)[jnp.arange(batch), jnp.remainder(count, horizon)]
+    path = jnp.concatenate([past[:, -(horizon - 1) :], value[:, None]], axis=1) if horizon > 1 else value[:, None]
+    target = features.squash((path - origin[:, -1:, 0]) / jnp.maximum(origin[:, -1:, 1], 1e-30))
+    usual = jnp.maximum(error[:, -1].mean(1), 1e-3)
+    linear = experts.learn(linear, oldest, jnp.clip(target, -30.0, 30.0), usual, settled[:, -1])
+    x_linear = experts.regressors(sight)
+    said = experts.predict(linear, x_linear)
+
+    # the network's inputs
     x = features.recurrent_inputs(
-        window,
+        jnp.concatenate([past, value[:, None]], axis=1),
         scale[:, None],
         steps.dt_s[:, None],
         steps.week[:, None],
         running.age_s[:, None],
-        best[:, None, :2],
+        best[:, 0, None, :2],
         base,
         running,
         seasons[0],
     )[:, 0]
-    direct = features.direct_inputs(window[:, -features.LAGS - 1 :], best[:, 1:], second, scale, seasons)
-    moved, y = model.step(spec, serving.params, carry, x)
-    network = model.head(spec, serving.params, y, x, direct)
+    direct = features.direct_inputs(sight, running, scale, seasons, said, _errors(error))
+
+    span = jnp.clip(count, 1, experts.DRIFT_STEPS).astype(jnp.float32)
+    lines_now = jnp.stack(
+        [
+            running.mean[:, experts.FAST] - value,
+            running.mean[:, experts.SLOW] - value,
+            holt_level - value,
+            holt_slope,
+            (value - past[:, -experts.DRIFT_STEPS]) / span,
+        ],
+        axis=1,
+    )
+    percept = Percept(
+        value=value,
+        scale=scale,
+        x=x,
+        direct=direct,
+        actual=actual,
+        settled=settled,
+        points=points,
+        lines=lines_now / scale[:, None],
+        seasonal=features.unsquash(sight.best[:, 1:]),
+        linear=features.unsquash(said),
+        has_season=seasons[0].period > 0,
+        live=settled & (origin[..., 2] > 0),
+    )
+    none = jnp.full((batch, horizon), jnp.nan)
+    changes = Rows(
+        count=count + 1,
+        base=base,
+        value=value,
+        scale=jnp.log(scale),
+        dt_s=jnp.log(steps.dt_s + 1e-6),
+        week=steps.week,
+        running=_pack(running, holt_level, holt_slope),
+        origin=jnp.stack([value, scale, steps.live.astype(jnp.float32)], axis=1),
+        lines=_half(percept.lines),
+        curves=curves_now(percept, none),
+        regressors=x_linear,
+        linear=jnp.concatenate(linear, axis=2),
+        error=error,
+        regret=read(rows.regret),
+        carry=read(rows.carry),
+        pending=table.due(rows.pending, idx, count, horizon),
+        offset=read(rows.offset),
+        affine=read(rows.affine),
+    )
+    return changes, percept
+
+
+def curves_now(percept: Percept, network: Float[Array, "batch horizon"]) -> Float[Array, "batch horizon curve"]:
+    """The points that wait for their targets one by one; NaN from an expert that has nothing to say."""
+    seasonal = jnp.where(percept.has_season[:, None], percept.seasonal, jnp.nan)
+    return _half(jnp.stack([network, seasonal, percept.linear], axis=-1))
+
+
+def _half(x: Array) -> Array:
+    return jnp.clip(x, -HALF_LIMIT, HALF_LIMIT).astype(jnp.float16)
+
+
+def _errors(error: Float[Array, "batch expert horizon"]) -> Float[Array, "batch error"]:
+    """How large the linear expert's errors are, near and far, and how they compare with the last value's."""
+    near_and_far = [0, min(3, error.shape[2] - 1), error.shape[2] - 1]
+    linear, last = error[:, -1, near_and_far], error[:, 1, near_and_far]
+    return jnp.concatenate([jnp.log(linear + 0.05), jnp.log((linear + 0.05) / (last + 0.05))], axis=1)
+
+
+def _unpack_linear(packed: Array) -> Linear:
+    return Linear(packed[:, :, : packed.shape[1]], packed[:, :, packed.shape[1] :])
+
+
+# --------------------------------------------------------------------------- the network and after
+
+
+def advance(
+    spec: ModelSpec, serving: Serving, rows: Rows, idx: Int[Array, " batch"], steps: Steps
+) -> tuple[Rows, Forecasts, Scores]:
+    """One step of each series in `idx`. Reads the table; what to write is returned (see `table.write`)."""
+    changes, percept = perceive(rows, idx, steps, serving.periods, spec.horizon)
+    return foretell(spec, serving, changes, percept)
+
+
+def foretell(
+    spec: ModelSpec, serving: Serving, changes: Rows, percept: Percept
+) -> tuple[Rows, Forecasts, Scores]:
+    """Settle what waited, and forecast. `changes.pending` holds what waited, and what waits now is returned in it."""
+    levels, median = spec.levels, spec.median
+    settled, actual = percept.settled, percept.actual
+    count = changes.count - 1
+
+    # 1. settle
+    waited = jnp.where(settled[..., None], changes.pending.astype(jnp.float32), 0.0)
+    scores = score.score(waited, actual, percept.live, levels)
+    anomaly = jnp.where(settled[:, 0], score.anomaly(waited[:, 0], actual[:, 0], median), jnp.nan)
+    slope = score.below(waited, actual) - jnp.asarray(levels, jnp.float32)
+    blend = Blend(changes.error, changes.regret[:, 0], changes.regret[:, 1])
+    age = jnp.maximum(count[:, None] - jnp.arange(1, spec.horizon + 1), 0).astype(jnp.float32)
+    blend, unit = experts.settle(blend, percept.points, waited, slope, actual, settled, age, levels)
+    correction = calibrate.settle(
+        Correction(changes.affine, changes.offset), waited, slope, unit, settled, median
+    )
+
+    # 2. one cell step, and the head
+    moved, y = model.step(spec, serving.params, changes.carry, percept.x)
+    network = model.head(spec, serving.params, y, percept.x, percept.direct)
     finite = jnp.isfinite(network).all((1, 2)) & jnp.isfinite(moved).all(1)
     carry = jnp.where(finite[:, None], moved, 0.0)
     network = jnp.where(finite[:, None, None], network, 0.0)
 
-    # 4. mix, correct
+    # 3. mix and correct
     warm = count + 1 >= spec.warm_up
     speaks = serving.trained & warm & finite
-    mean = experts.smooth(read(rows.smooth)[:, 0], count, value)
-    span = jnp.minimum(count, experts.DRIFT_STEPS).astype(jnp.float32)
-    guess = experts.points(
-        value, scale, past[:, -experts.DRIFT_STEPS], span, mean, best[:, 1:], network[..., spec.median]
-    )
-    one = jnp.ones_like(speaks)
-    awake = jnp.stack([one, count > 16, count > 4, seasons[0].period > 0, speaks], axis=1)
-    mixed = experts.mix(guess, network, blend, awake, spec.levels)
-    limit = 60_000.0  # what float16 holds
-    quantiles = jnp.clip(calibrate.correct(mixed, offset), -limit, limit).astype(jnp.float16)
-    status = jnp.where(
-        serving.trained, jnp.where(warm, jnp.where(finite, OK, FALLBACK), WARMING), COLD
-    ).astype(jnp.int32)
+    voice = jnp.where(speaks[:, None], network[..., median], jnp.nan)
+    curves = curves_now(percept, voice)
+    points = experts.assemble(percept.lines, curves.astype(jnp.float32))
+    awake = jnp.isfinite(points)
+    share = experts.weights(blend, awake)
+    mixed = experts.mix(jnp.where(awake, points, 0.0), network, blend, share, levels)
+    quantiles = _half(calibrate.correct(mixed, correction, median))
+    status = jnp.where(serving.trained, jnp.where(warm, jnp.where(finite, OK, FALLBACK), WARMING), COLD)
 
-    changes = Changes(
-        count=count + 1,
-        base=base,
-        value=value,
-        scale=scale,
-        dt_s=steps.dt_s,
-        week=steps.week,
-        running=_pack(running),
+    changes = changes._replace(
+        curves=curves,
+        error=blend.error,
+        regret=jnp.stack([blend.regret, blend.square], axis=1),
         carry=carry,
-        origin=jnp.stack([value, scale, steps.live.astype(jnp.float32)], axis=1),
         pending=quantiles,
-        points=jnp.clip(guess, -limit, limit).astype(jnp.float16),
-        blend=jnp.stack(blend, axis=1),
-        smooth=mean[:, None],
-        offset=offset,
+        offset=correction.offset,
+        affine=correction.affine,
     )
     # What is published is what waits: rounded to half precision relative to the last value.
-    published = quantiles.astype(jnp.float32) * scale[:, None, None]
-    return changes, Forecasts(published, scale, status, anomaly), scores
-
-
-def _anomaly(quantiles: Float[Array, "batch level"], actual: Array, median: int) -> Array:
-    """Where the value fell in the forecast made for it: 0 at the median, 1 at the outermost quantile of its side."""
-    off = actual - quantiles[:, median]
-    side = jnp.where(off > 0, quantiles[:, -1] - quantiles[:, median], quantiles[:, median] - quantiles[:, 0])
-    return jnp.abs(off) / jnp.maximum(side, 1e-6)
-
-
-def rewarm(spec: ModelSpec, serving: Serving, rows: Rows, idx: Int[Array, " batch"]) -> Array:
-    """The carry of each row after re-running its window with the serving model; (batch, carry).
-
-    A carry belongs to a model: after a swap a row is warmed up again by this, in the batch that next touches it.
-    """
-    count = rows.count.at[idx].get(mode="clip")
-    running = _unpack(rows.running.at[idx].get(mode="clip"))
-    time = spec.context_length
-    batch = idx.shape[0]
-
-    def ring(column: Array, length: int, ago: Array | int = 0) -> Array:
-        lags = jnp.arange(length, 0, -1) + jnp.zeros((batch, 1), jnp.int32) + ago
-        return table.lagged(column, idx, count, lags)
-
-    best, _ = features.choose_seasons(running, jnp.maximum(count - 1, 0), serving.periods)
-    dts = ring(rows.dt_s, time)
-    later = jnp.flip(jnp.cumsum(jnp.flip(dts, 1), 1), 1) - dts  # seconds from each step to the newest
-    period = best.period[:, None]
-    # The value one after a season ago is the step's own where there is no season: lag 0 of it.
-    xs = features.recurrent_inputs(
-        ring(rows.value, time + features.LEAD),
-        ring(rows.scale, time),
-        dts,
-        ring(rows.week, time),
-        running.age_s[:, None] - later,
-        jnp.stack(
-            [ring(rows.value, time, period), ring(rows.value, time, jnp.maximum(period - 1, 0))], axis=-1
-        ),
-        rows.base.at[idx].get(mode="clip"),
-        running,
-        best,
-    )
-    known = jnp.arange(time, 0, -1) <= count[:, None]
-    carry, _ = model.unroll(spec, serving.params, model.initial_carry(spec, batch), xs, known)
-    return jnp.where(jnp.isfinite(carry).all(1)[:, None], carry, 0.0)
+    published = quantiles.astype(jnp.float32) * percept.scale[:, None, None]
+    return changes, Forecasts(published, percept.scale, status.astype(jnp.int32), anomaly), scores
 
 
 def advance_rounds(
-    spec: ModelSpec, serving: Serving, rows: Rows, idx: Int[Array, " batch"], steps: Steps
+    spec: ModelSpec,
+    serving: Serving,
+    rows: Rows,
+    idx: Int[Array, " batch"],
+    steps: Steps,
+    rounds: Int[Array, ""],
 ) -> tuple[Rows, Forecasts, Scores]:
-    """Several steps of each series, one round after the other: `steps` has a leading axis of rounds.
+    """Several steps of each series, one round after the other: `steps` has a leading axis of rounds, `rounds` are used.
 
     Returns the rows as they are after the last round; to write back, `table.put`. A step that is not valid leaves its
     row alone.
     """
     own = jnp.arange(idx.shape[0])
 
-    def once(local: Rows, now: Steps) -> tuple[Rows, tuple[Forecasts, Scores]]:
+    def once(r: Array, state: tuple[Rows, Forecasts, Scores]) -> tuple[Rows, Forecasts, Scores]:
+        local, all_forecasts, total = state
+        now = jax.tree.map(lambda x: x[r], steps)
         changes, forecasts, scores = advance(spec, serving, local, own, now)
-        past_end = jnp.where(now.valid, own, own.size)
-        return table.write(local, past_end, changes), (forecasts, scores)
+        local = table.write(local, jnp.where(now.valid, own, own.size), changes)
+        all_forecasts = jax.tree.map(lambda kept, new: kept.at[r].set(new), all_forecasts, forecasts)
+        return local, all_forecasts, jax.tree.map(jnp.add, total, scores)
 
-    local, (forecasts, scores) = jax.lax.scan(once, take(rows, idx), steps)
-    return local, forecasts, jax.tree.map(lambda x: x.sum(0), scores)
+    local = table.take(rows, idx)
+    first = jax.tree.map(lambda x: x[0], steps)
+    _, forecasts, scores = jax.eval_shape(lambda: advance(spec, serving, local, own, first))
+    kept = jax.tree.map(lambda x: jnp.zeros((steps.value.shape[0], *x.shape), x.dtype), forecasts)
+    total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), scores)
+    return jax.lax.fori_loop(0, rounds, once, (local, kept, total))
 
 
-def set_carry(rows: Rows, idx: Int[Array, " batch"], carry: Array) -> Rows:
+# --------------------------------------------------------------------------- after a swap
+
+
+def rewarm(spec: ModelSpec, serving: Serving, rows: Rows, idx: Int[Array, " batch"]) -> Float[Array, "batch unit"]:
+    """The carry of each row after re-running its window with the serving model.
+
+    A carry belongs to a model: after a swap a row is warmed up again by this, in the batch that next touches it.
+    """
+    count = table.whole(rows.count, idx)
+    running = features.unpack(table.whole(rows.running, idx)[:, :-2])
+    time, batch = spec.context_length, idx.shape[0]
+
+    def ring(column: Array, length: int, ago: Array | int = 0) -> Array:
+        lags = jnp.arange(length, 0, -1) + jnp.zeros((batch, 1), jnp.int32) + ago
+        return table.lagged(column, idx, count, lags).astype(jnp.float32)
+
+    season, _ = features.choose_seasons(running, jnp.maximum(count - 1, 0), serving.periods)
+    period = season.period[:, None]
+    dts = jnp.exp(ring(rows.dt_s, time))
+    later = jnp.flip(jnp.cumsum(jnp.flip(dts, 1), 1), 1) - dts  # seconds from each step to the newest
+    one_ago, next_ago = ring(rows.value, time, period), ring(rows.value, time, jnp.maximum(period - 1, 0))
+    xs = features.recurrent_inputs(
+        ring(rows.value, time + features.LEAD),
+        jnp.exp(ring(rows.scale, time)),
+        dts,
+        ring(rows.week, time),
+        running.age_s[:, None] - later,
+        jnp.stack([one_ago, next_ago], axis=-1),
+        table.whole(rows.base, idx),
+        running,
+        season,
+    )
+    known = jnp.arange(time, 0, -1) <= count[:, None]
+    carry, _ = model.unroll(spec, serving.params, model.initial_carry(spec, batch), xs, known)
+    return jnp.where(jnp.isfinite(carry).all(1)[:, None], carry, 0.0)
+
+
+def set_carry(rows: Rows, idx: Int[Array, " batch"], carry: Float[Array, "batch unit"]) -> Rows:
     """Write carries only."""
     return rows._replace(carry=rows.carry.at[idx].set(carry, mode="drop"))

@@ -1,34 +1,74 @@
-"""Quantiles kept honest online: each level and step ahead of each series is moved until it is hit as often as it says.
+"""Quantiles kept honest online: moved and widened until each is hit as often as it says.
 
-Adaptive conformal inference in its quantile-tracking form (Angelopoulos, Candes, Tibshirani 2023, "Conformal PID
-control", arXiv:2307.16895, the P part): after each settled forecast an offset, in units of the running scale, takes a
-step towards the side on which the outcome fell. Long-run coverage then holds for any stream of bounded errors.
+Two corrections, both in units of the running scale. An affine one, shift and widening of all levels of a step ahead,
+follows the pinball loss by gradient: it absorbs a jump of level or variance within a few dozen ticks. Then each level of
+each step ahead has an offset that takes a step towards the side on which the outcome fell: adaptive conformal inference
+in its quantile-tracking form (Angelopoulos, Candes, Tibshirani 2023, "Conformal PID control", arXiv:2307.16895, the P
+part), whose long-run coverage holds for any stream of bounded errors.
 """
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from forecaster.core import score
+LEVEL_RATE = 0.01  # of the mix's error, for each settled forecast
+LEVEL_FADE = 0.001
+AFFINE_RATE = 0.01
+AFFINE_FADE = 0.002
+WIDEST = 1.0  # of the logarithm of the widening
 
-RATE = 0.03  # of the spread, for each settled forecast
+
+class Correction(NamedTuple):
+    """What is added to the mix."""
+
+    affine: Float[Array, "batch 2 horizon"]  # shift, in scales; logarithm of the widening
+    offset: Float[Array, "batch horizon level"]  # in scales
 
 
 def correct(
-    quantiles: Float[Array, "batch horizon level"], offset: Float[Array, "batch horizon level"]
+    quantiles: Float[Array, "batch horizon level"], correction: Correction, median: int
 ) -> Float[Array, "batch horizon level"]:
-    """Quantiles with their correction, sorted."""
-    return jnp.sort(quantiles + offset, axis=-1)
+    """Quantiles with their correction, in order."""
+    centre = quantiles[..., median : median + 1]
+    shift, widening = correction.affine[:, 0, :, None], correction.affine[:, 1, :, None]
+    return in_order(centre + shift + (quantiles - centre) * jnp.exp(widening) + correction.offset, median)
+
+
+def in_order(quantiles: Float[Array, "*batch level"], median: int) -> Float[Array, "*batch level"]:
+    """Crossing quantiles pushed outward from the median, which stays: each at least as far out as the one inside it."""
+    above, below = quantiles[..., median:], -jnp.flip(quantiles[..., : median + 1], -1)
+    return jnp.concatenate([-jnp.flip(_rising(below), -1), _rising(above)[..., 1:]], axis=-1)
+
+
+def _rising(x: Array) -> Array:
+    """The running maximum along the last axis, by doubling: a handful of vector operations."""
+    size, step = x.shape[-1], 1
+    while step < size:
+        x = jnp.concatenate([x[..., :step], jnp.maximum(x[..., step:], x[..., :-step])], axis=-1)
+        step *= 2
+    return x
 
 
 def settle(
-    offset: Float[Array, "batch horizon level"],
+    correction: Correction,
     published: Float[Array, "batch horizon level"],
-    actual: Float[Array, "batch horizon"],
-    spread: Float[Array, "batch horizon"],
+    slope: Float[Array, "batch horizon level"],
+    unit: Float[Array, "batch horizon"],
     settled: Bool[Array, "batch horizon"],
-    levels: tuple[float, ...],
-) -> Float[Array, "batch horizon level"]:
-    """Move each offset by RATE spreads times (level - outcome below the quantile)."""
-    miss = jnp.asarray(levels, jnp.float32) - score.below(published, actual)
-    return jnp.where(settled[..., None], offset + RATE * spread[..., None] * miss, offset)
+    median: int,
+) -> Correction:
+    """Learn from what came: `slope` is the derivative of the pinball loss at the published quantiles, `unit` the mix's
+    own mean absolute error in scales."""
+    wide = published - published[..., median : median + 1]
+    width = jnp.maximum(wide[..., -2] - wide[..., 1], 1e-3)
+    fade = 1 - AFFINE_FADE
+    shift = (correction.affine[:, 0] - AFFINE_RATE * unit * slope.mean(-1)) * fade
+    widening = (correction.affine[:, 1] - 4 * AFFINE_RATE * (slope * wide).mean(-1) / width) * fade
+    affine = jnp.stack([shift, jnp.clip(widening, -WIDEST, WIDEST)], axis=1)
+    offset = (correction.offset - LEVEL_RATE * unit[..., None] * slope) * (1 - LEVEL_FADE)
+    return Correction(
+        jnp.where(settled[:, None], affine, correction.affine),
+        jnp.where(settled[..., None], offset, correction.offset),
+    )

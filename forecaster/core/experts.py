@@ -1,38 +1,52 @@
 """Simple forecasters beside the network, and the online mix of them all.
 
 Each expert gives one point a step ahead, relative to the last value and in units of the running scale; its spread is
-its own mean absolute error, kept per series and step ahead. Experts are weighed for each series and horizon by what
-they lost lately, so that the mix is hardly worse than the best of them. Everything is O(1) a tick.
+its own mean absolute error, kept per series and step ahead. Their quantiles are averaged level by level, with weights
+that follow what each lost lately, so that the mix is hardly worse than the best of them. Everything is O(1) a tick.
+
+The weights: Bernstein online aggregation (Wintenberger 2017, "Optimal learning with Bernstein online aggregation",
+Machine Learning 106, arXiv:1404.1356) on the linearised pinball loss, with forgetting; regret against the best expert
+O(sqrt(V log K)), V the sum of its squared excess losses.
 """
 
+from statistics import NormalDist
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-NAMES = ("last_value", "drift", "mean", "seasonal", "network")
-NETWORK = NAMES.index("network")
+from forecaster.core import features
+
+NAMES = ("network", "last_value", "fast_mean", "slow_mean", "holt", "drift", "seasonal", "linear")
 COUNT = len(NAMES)
-MEMORY = 128.0  # settled forecasts after which a loss is forgotten
-SHARPNESS = 8.0  # weight of an expert ~ loss ** -SHARPNESS
-DRIFT_STEPS = 64
-MEAN_MEMORY = 5.0  # steps
-SMOOTH = 1  # floats of smoothing state: the exponentially weighted mean
+NETWORK = 0
+PRIOR = np.log(np.array([0.9, 0.04, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01], np.float32))
+LINES = 5  # numbers an origin: fast mean, slow mean, Holt's level and slope, drift
+CURVES = 3  # numbers a step ahead: network, seasonal, linear
+FAST, SLOW = 0, 2  # which of features.MEANS
+DRIFT_STEPS = 48
+
+FORGET = 0.01  # of regrets, at each settled forecast
+BORROW = 0.5  # share of a regret that is the mean over all steps ahead
+RATE_LIMIT = 2.0  # of the learning rate
+ERROR_RATE = 0.01  # at which an expert's mean absolute error follows
+
+HOLT_LEVEL, HOLT_SLOPE, DAMPING = 0.5, 0.05, 0.9  # Gardner & McKenzie 1985: a damped trend
 
 
 class Blend(NamedTuple):
-    """What the mix remembers of each series, expert and horizon."""
+    """What the mix remembers of each series, expert and horizon; axes (batch, expert, horizon)."""
 
-    loss: Float[Array, "batch expert horizon"]  # pinball loss lately, in scales
-    error: Float[Array, "batch expert horizon"]  # mean absolute error lately, in scales
+    error: Array  # mean absolute error lately, in scales
+    regret: Array  # of the mix towards each expert
+    square: Array  # sum of squares of the same
 
 
 def shape(levels: tuple[float, ...]) -> np.ndarray:
     """Quantiles of an error whose mean absolute value is 1: halfway between normal and Laplace tails. (level,)"""
-    from statistics import NormalDist  # noqa: PLC0415
-
     q = np.asarray(levels)
     laplace = -np.sign(q - 0.5) * np.log(np.maximum(1 - 2 * np.abs(q - 0.5), 1e-12))
     normal = np.array([NormalDist().inv_cdf(level) for level in levels]) * np.sqrt(np.pi / 2)
@@ -40,87 +54,188 @@ def shape(levels: tuple[float, ...]) -> np.ndarray:
 
 
 def newborn(horizon: int) -> Blend:
-    """Of a series that has seen nothing, when nobody lends it anything: a random walk's errors."""
+    """Of one series that has seen nothing, when nobody lends it anything: a random walk's errors; no batch axis."""
     walk = jnp.sqrt(jnp.arange(1, horizon + 1, dtype=jnp.float32)) * jnp.ones((COUNT, 1))
-    handicap = jnp.where(jnp.arange(COUNT) == 0, 1.0, 1.1)[
-        :, None
-    ]  # others have to show that they are better
-    return Blend(loss=0.4 * walk * handicap, error=walk)
+    return Blend(walk, jnp.zeros_like(walk), jnp.zeros_like(walk))
 
 
-def smooth(level: Array, count: Array, value: Array) -> Array:
-    """The exponentially weighted mean after one more value."""
-    return level + (value - level) / jnp.clip(count.astype(jnp.float32) + 1, 1.0, MEAN_MEMORY)
+def damped(horizon: int) -> np.ndarray:
+    """How many slopes a damped trend climbs by each step ahead: sum of DAMPING**i, i = 1..h."""
+    return np.cumsum(DAMPING ** np.arange(1, horizon + 1)).astype(np.float32)
 
 
-def points(
-    last: Float[Array, " batch"],
-    scale: Float[Array, " batch"],
-    before: Float[Array, " batch"],
-    span: Float[Array, " batch"],
-    mean: Float[Array, " batch"],
-    ahead: Float[Array, "batch horizon"],
-    network: Float[Array, "batch horizon"],
-) -> Float[Array, "batch horizon expert"]:
-    """Each expert's point for each step ahead. `before` is the value `span` steps ago; `ahead` one season before."""
-    h = jnp.arange(1, network.shape[1] + 1, dtype=jnp.float32)
-    s = scale[:, None]
-    drift = ((last - before) / jnp.maximum(span, 1.0))[:, None] * h / s
+def holt(
+    level: Array, slope: Array, count: Array, value: Float[Array, " batch"]
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    """Level and slope of the damped trend after one more value."""
+    new = HOLT_LEVEL * value + (1 - HOLT_LEVEL) * (level + DAMPING * slope)
+    moved = HOLT_SLOPE * (new - level) + (1 - HOLT_SLOPE) * DAMPING * slope
+    return jnp.where(count == 0, value, new), jnp.where(count == 0, 0.0, moved)
+
+
+def spread_lines(lines: Float[Array, "batch *at line"], horizon: int) -> list[Array]:
+    """The points of the experts of a few numbers: fast mean, slow mean, Holt, drift; each (batch, horizon).
+
+    `lines` has an axis of steps ahead (as it waits), or none (as it is made).
+    """
+    h = jnp.arange(1, horizon + 1, dtype=jnp.float32)
+    fast, slow, level, slope, drift = (
+        lines[..., i] if lines.ndim == 3 else lines[:, None, i] for i in range(LINES)
+    )
+    return [fast + 0 * h, slow + 0 * h, level + slope * damped(horizon), drift * h]
+
+
+def assemble(lines: Array, curves: Float[Array, "batch horizon curve"]) -> Float[Array, "batch expert horizon"]:
+    """All experts' points, in the order of NAMES."""
+    horizon = curves.shape[1]
+    network, seasonal, linear = (curves[..., i] for i in range(CURVES))
     return jnp.stack(
-        [
-            jnp.zeros_like(network),
-            drift,
-            jnp.broadcast_to((mean - last)[:, None] / s, network.shape),
-            (ahead - last[:, None]) / s,
-            network,
-        ],
-        axis=-1,
+        [network, jnp.zeros_like(network), *spread_lines(lines, horizon), seasonal, linear], axis=1
     )
 
 
-def weights(blend: Blend, awake: Array) -> Float[Array, "batch expert horizon"]:
-    """Share of each expert in the mix; `awake` (batch, expert) leaves experts out that have nothing to say."""
-    score = jnp.where(awake[:, :, None], -SHARPNESS * jnp.log(blend.loss + 1e-9), -jnp.inf)
-    rise = jnp.exp(score - score.max(1, keepdims=True))
-    return rise / rise.sum(1, keepdims=True)
+def weights(
+    blend: Blend, awake: Bool[Array, "batch expert horizon"]
+) -> Float[Array, "batch expert horizon"]:
+    """Share of each expert in the mix; those that are not `awake` have nothing to say and get none."""
+    rate = jnp.minimum(RATE_LIMIT, 1 / jnp.sqrt(blend.square + 0.2))
+    score = jnp.where(awake, PRIOR[:, None] + rate * blend.regret, -jnp.inf)
+    return jax.nn.softmax(score, axis=1)
 
 
 def mix(
-    points: Float[Array, "batch horizon expert"],
+    points: Float[Array, "batch expert horizon"],
     network: Float[Array, "batch horizon level"],
     blend: Blend,
-    awake: Array,
+    share: Float[Array, "batch expert horizon"],
     levels: tuple[float, ...],
 ) -> Float[Array, "batch horizon level"]:
-    """Quantiles of the mix: the weighed mean of the experts' quantiles, level by level."""
-    w = weights(blend, awake)
-    others = w.at[:, NETWORK].set(0.0)
-    centre = jnp.einsum("bkh,bhk->bh", others, points)
+    """Quantiles of the mix: the weighed mean of the experts' quantiles, level by level (Vincentization)."""
+    others = share.at[:, NETWORK].set(0.0)
+    centre = (others * points).sum(1)
     spread = (others * blend.error).sum(1)
     return (
         centre[..., None]
         + spread[..., None] * jnp.asarray(shape(levels))
-        + w[:, NETWORK][..., None] * network
+        + share[:, NETWORK][..., None] * network
     )
 
 
 def settle(
     blend: Blend,
-    points: Float[Array, "batch horizon expert"],
+    points: Float[Array, "batch expert horizon"],
+    published: Float[Array, "batch horizon level"],
+    slope: Float[Array, "batch horizon level"],
     actual: Float[Array, "batch horizon"],
-    settled: Array,
+    settled: Bool[Array, "batch horizon"],
+    age: Float[Array, "batch horizon"],
     levels: tuple[float, ...],
-    count: Array,
-) -> Blend:
-    """Learn from what came: each expert's loss and error move towards what it just earned."""
-    e = jnp.swapaxes(actual[..., None] - points, 1, 2)  # (batch, expert, horizon)
-    miss = jnp.abs(e)
-    q, form = jnp.asarray(levels, jnp.float32), jnp.asarray(shape(levels))
-    off = e[..., None] - blend.error[..., None] * form
-    loss = jnp.maximum(q * off, (q - 1) * off).mean(-1)
-    rate = 1 / jnp.clip(count.astype(jnp.float32), 4.0, MEMORY)[:, None, None]
-    keep = settled[:, None, :] & jnp.isfinite(miss)
-    return Blend(
-        loss=jnp.where(keep, blend.loss + rate * (loss - blend.loss), blend.loss),
-        error=jnp.where(keep, blend.error + rate * (miss - blend.error), blend.error),
+) -> tuple[Blend, Float[Array, "batch horizon"]]:
+    """Learn from what came; also the mix's own mean absolute error, the unit of the corrections.
+
+    An expert that had nothing to say, a point that is not finite, learns nothing.
+
+    `slope` is the derivative of the pinball loss at the published quantiles; the excess loss of an expert is the slope
+    times the distance of its quantiles from the published ones. The network's are taken to be as wide as published.
+    `age` (batch, horizon) is how many forecasts have been settled before.
+    """
+    awake = jnp.isfinite(points)
+    points = jnp.where(awake, points, 0.0)
+    share = weights(blend, awake)
+    unit = jnp.maximum((share * blend.error).sum(1), 1e-3)  # the mix's own error, (batch, horizon)
+    median = levels.index(0.5)
+    wide = published - published[..., median : median + 1]
+    tilt = slope.mean(-1)
+    by_shape = (slope * jnp.asarray(shape(levels))).mean(-1)
+    spread = blend.error * by_shape[:, None]
+    spread = spread.at[:, NETWORK].set((slope * wide).mean(-1))
+    excess = points * tilt[:, None] + spread - (slope * published).mean(-1)[:, None]
+    keep = (settled[:, None, :] & awake).astype(jnp.float32)
+    gain = -jnp.clip(excess / unit[:, None], -3.0, 3.0) * keep
+    together = gain.sum(2, keepdims=True) / jnp.maximum(keep.sum(2, keepdims=True), 1)
+    gain = (1 - BORROW) * gain + BORROW * together
+    fade = 1 - FORGET * keep
+    square = fade * blend.square + gain**2
+    rate = jnp.minimum(RATE_LIMIT, 1 / jnp.sqrt(square + 0.2))
+    regret = fade * blend.regret + gain * (1 - rate * gain)
+    miss = jnp.minimum(jnp.abs(actual[:, None] - points), 20 * blend.error + 1e-6)
+    step = keep * jnp.maximum(ERROR_RATE, 1 / (age + 5.0))[:, None]
+    error = blend.error + step * (miss - blend.error)
+    return Blend(error, regret, square), unit
+
+
+# --------------------------------------------------------------------------- the linear expert
+
+LINEAR_LAGS = (1, 2, 4, 8, 16)
+LINEAR_MEANS = (1, 2, 4)  # which of features.MEANS
+LINEAR_BEST = (0, 3, 6, 9, 12)  # steps ahead, one best season ago
+LINEAR_SECOND = (0, 6, 12)
+REGRESSORS = len(LINEAR_LAGS) + len(LINEAR_MEANS) + len(LINEAR_BEST) + len(LINEAR_SECOND) + 1
+LINEAR_FORGET = 0.999
+LINEAR_PRIOR = 0.1  # of each weight's variance
+UNITS = 4.0  # regressors are divided by it: they are about 1 in size
+
+
+class Linear(NamedTuple):
+    """A direct autoregression for all steps ahead, learned by recursive least squares with one gain for all of them."""
+
+    covariance: Float[Array, "batch regressor regressor"]
+    weights: Float[Array, "batch regressor horizon"]
+
+
+def newborn_linear(batch: int, horizon: int) -> Float[Array, "batch regressor both"]:
+    """That of a series that has seen nothing: it forecasts the last value. Packed, as the table holds it."""
+    covariance = jnp.broadcast_to(LINEAR_PRIOR * jnp.eye(REGRESSORS), (batch, REGRESSORS, REGRESSORS))
+    return jnp.concatenate([covariance, jnp.zeros((batch, REGRESSORS, horizon))], axis=2)
+
+
+def regressors(sight: features.Sight) -> Float[Array, "batch regressor"]:
+    """What the linear expert looks at, about 1 in size."""
+    horizon = sight.cycle.shape[1]
+
+    def within(steps: tuple[int, ...]) -> list[int]:
+        return [min(step, horizon) for step in steps]
+
+    seen = jnp.concatenate(
+        [
+            sight.lags[:, [features.LAGS - lag for lag in LINEAR_LAGS]],
+            sight.means[:, list(LINEAR_MEANS)],
+            sight.best[:, within(LINEAR_BEST)],
+            sight.second[:, within(LINEAR_SECOND)],
+            jnp.ones_like(sight.lags[:, :1]),
+        ],
+        axis=1,
+    )
+    return jnp.clip(seen / UNITS, -8.0, 8.0)
+
+
+def predict(linear: Linear, x: Float[Array, "batch regressor"]) -> Float[Array, "batch horizon"]:
+    """Its forecast, in squashed scales."""
+    return jnp.clip((x[:, :, None] * linear.weights).sum(1), -30.0, 30.0)
+
+
+def learn(
+    linear: Linear,
+    x: Float[Array, "batch regressor"],
+    target: Float[Array, "batch horizon"],
+    usual: Float[Array, " batch"],
+    known: Array,
+) -> Linear:
+    """Learn what the regressors of `horizon` steps ago should have said.
+
+    Recursive least squares with forgetting (Haykin, Adaptive Filter Theory, ch. 10). An error larger than the `usual`
+    one counts by its square root only, as in least absolute deviations: one spike does not bend the weights.
+    """
+    e = target - (x[:, :, None] * linear.weights).sum(1)
+    size = jnp.abs(e).mean(1)
+    trust = jnp.minimum(1.0, usual / (size + 1e-6))
+    px = (linear.covariance * x[:, None, :]).sum(2)
+    gain = px * (trust / (LINEAR_FORGET + trust * (x * px).sum(1)))[:, None]
+    covariance = (linear.covariance - gain[:, :, None] * px[:, None, :]) / LINEAR_FORGET
+    covariance = (covariance + jnp.swapaxes(covariance, 1, 2)) / 2
+    bounded = jnp.trace(covariance, axis1=1, axis2=2) <= 10 * REGRESSORS * LINEAR_PRIOR
+    keep = known[:, None, None]
+    return Linear(
+        jnp.where(keep & bounded[:, None, None], covariance, linear.covariance),
+        linear.weights + keep * gain[:, :, None] * e[:, None, :],
     )

@@ -1,7 +1,7 @@
 """What the network sees of a series: made here, for training and for serving alike.
 
 In come the raw steps of a series (value, seconds since the step before, position in the week); out go the causal
-running statistics (`observe`), the inputs of the recurrent cells at each step (`recurrent_inputs`) and the inputs that go
+running statistics (`observe`), the inputs of the recurrent cells at each step (`recurrent_inputs`) and those that go
 straight to the head at an origin (`direct_inputs`). All are relative to the last value and in units of the running
 scale, so that a price of 1e-5 and a sensor of 1e6 look alike. Nothing looks ahead: inputs at step t read steps <= t.
 
@@ -16,35 +16,49 @@ from jax import Array
 from jaxtyping import Float, Int
 
 SEASONS = 6  # candidate season lengths that each series ranks
-MAX_PERIOD = 512  # steps; a longer season reaches the network through the calendar only
+MEMORY = 512  # values kept a series
+MAX_PERIOD = 480  # steps; a longer season reaches the network through the calendar only
+CYCLES = 4  # past cycles of the best season that are averaged
 LEAD = 64  # steps before the first one that the recurrent inputs look back on
 LAGS = 16  # values before the origin that the direct inputs hold one by one
-MEANS = (4, 16, 64)  # steps of the moving means, all at most LEAD
-SCALE_MEMORY = 64.0  # steps after which the running scale has forgotten most
+WINDOWS = (4, 16, 64)  # steps of the moving means among the recurrent inputs, all at most LEAD
+MEANS = (6.0, 18.0, 54.0, 162.0, 486.0)  # memory, in steps, of the exponentially weighted means
+FAST_MEMORY = 10.0  # steps after which the fast scale has forgotten most
+SCALE_MEMORY = 50.0  # the same for the running scale
+SLOW_MEMORY = 1000.0  # the same for the slow scale
+SLOW_SHARE = 0.1  # of the slow scale that the running scale never falls below
 LEVEL_MEMORY = 512.0  # the same for the long-run level
 SEASON_MEMORY = 256.0  # the same for a season's score
 PRIOR_STEPS = 2.0  # steps that the scale lent to a newborn series counts for
 SCALE_FLOOR = 1e-7  # of the value itself: float32 resolves no less
+NAIVE_STEPS = 6  # steps ahead at which a season has to beat the last value
 WEEK_DAYS = 7.0
 DAY_S = 86400.0
+KNEE = 8.0  # scales up to which `squash` is nearly linear
 
 RECURRENT = 17  # number of recurrent inputs
-MINIMUM_MEMORY = MAX_PERIOD + 128
 
 
 class Running(NamedTuple):
-    """Running statistics, float32, one a series; shape (batch,), but `season` (batch, SEASONS)."""
+    """Running statistics, float32, one a series; shape (batch,), but `mean` and `season` have a second axis."""
 
-    scale: Array  # mean absolute change from step to step, in units of the value
+    scale: Array  # mean absolute change from step to step lately, in units of the value
+    slow: Array  # the same over a long time
+    fast: Array  # the same over a few steps
     level: Array  # long-run mean of the value
     spread: Array  # long-run mean absolute distance from the level
     age_s: Array  # event time since the first step
     dt_s: Array  # usual time between steps
     naive: Array  # mean absolute change over NAIVE_STEPS: what a season has to beat
-    season: Array  # mean absolute change over each candidate period; 0 until it has been seen
+    far: Array  # mean absolute change over LAGS
+    still: Array  # share of steps without a change
+    echo: Array  # mean product of successive changes, in squared scales
+    mean: Array  # (batch, MEANS), exponentially weighted means of the value
+    season: Array  # (batch, SEASONS), mean absolute change over each candidate period; 0 until it has been seen
 
 
-NAIVE_STEPS = 6
+SCALARS = 11
+RUNNING = SCALARS + len(MEANS) + SEASONS  # floats of a packed `Running`
 
 
 class Season(NamedTuple):
@@ -54,10 +68,22 @@ class Season(NamedTuple):
     trust: Float[Array, " batch"]  # 0 where it foretells no better than the last value, towards 1 the better
 
 
+def pack(running: Running) -> Float[Array, "batch packed"]:
+    """As one array: fewer columns to read and write."""
+    return jnp.concatenate([jnp.stack(running[:SCALARS], axis=1), running.mean, running.season], axis=1)
+
+
+def unpack(packed: Float[Array, "batch packed"]) -> Running:
+    """The inverse of `pack`."""
+    scalars = (packed[:, i] for i in range(SCALARS))
+    return Running(*scalars, packed[:, SCALARS : SCALARS + len(MEANS)], packed[:, SCALARS + len(MEANS) :])
+
+
 def newborn(scale: Float[Array, " batch"]) -> Running:
     """Statistics of series that have seen nothing yet; `scale` is what other series lend them."""
     zero = jnp.zeros_like(scale)
-    return Running(scale, zero, zero, zero, zero, zero, jnp.zeros((*scale.shape, SEASONS), scale.dtype))
+    means, seasons = (jnp.zeros((*scale.shape, n), scale.dtype) for n in (len(MEANS), SEASONS))
+    return Running(scale, scale, scale, zero, zero, zero, zero, zero, zero, zero, zero, means, seasons)
 
 
 def observe(
@@ -65,36 +91,47 @@ def observe(
     count: Int[Array, " batch"],
     value: Float[Array, " batch"],
     dt_s: Float[Array, " batch"],
-    previous: Float[Array, " batch"],
-    earlier: Float[Array, " batch"],
+    past: Float[Array, "batch lead"],
     lagged: Float[Array, "batch season"],
     periods: Int[Array, " season"],
 ) -> Running:
     """Take in one step of each series.
 
-    `count` is the number of steps before this one; `previous`, `earlier` and `lagged` are the values 1, NAIVE_STEPS and
+    `count` is the number of steps before this one; `past` are the LEAD values before it, newest last, `lagged` those
     one period ago (the oldest known one where the series is younger; a first step gets its own value).
     """
     n = count.astype(jnp.float32)
     first = count == 0
 
-    def toward(old: Array, new: Array, memory: float, prior: float) -> Array:
+    def toward(old: Array, new: Array, memory: float, prior: float = 1.0) -> Array:
         return old + (new - old) / jnp.clip(n + prior, 1.0, memory)
 
+    change = value - past[:, -1]
+    size = jnp.abs(change)
     age = jnp.maximum(count[:, None] - periods + 1, 1).astype(jnp.float32)
-    score = running.season + (jnp.abs(value[:, None] - lagged) - running.season) / jnp.minimum(
-        age, SEASON_MEMORY
-    )
-    level = toward(running.level, value, LEVEL_MEMORY, 1.0)
+    miss = jnp.abs(value[:, None] - lagged)
+    score = running.season + (miss - running.season) / jnp.minimum(age, SEASON_MEMORY)
+    level = toward(running.level, value, LEVEL_MEMORY)
+    step = jnp.clip(change / jnp.maximum(running.scale, 1e-30), -5.0, 5.0)
+    before = jnp.clip((past[:, -1] - past[:, -2]) / jnp.maximum(running.scale, 1e-30), -5.0, 5.0)
+    rate = 1 / jnp.clip(n[:, None] + 1, 1.0, jnp.asarray(MEANS))
+
+    def scale(old: Array, memory: float) -> Array:
+        return jnp.where(first, old, toward(old, size, memory, PRIOR_STEPS))
+
     return Running(
-        scale=jnp.where(
-            first, running.scale, toward(running.scale, jnp.abs(value - previous), SCALE_MEMORY, PRIOR_STEPS)
-        ),
+        scale=scale(running.scale, SCALE_MEMORY),
+        slow=scale(running.slow, SLOW_MEMORY),
+        fast=scale(running.fast, FAST_MEMORY),
         level=level,
-        spread=toward(running.spread, jnp.abs(value - level), LEVEL_MEMORY, 1.0),
+        spread=toward(running.spread, jnp.abs(value - level), LEVEL_MEMORY),
         age_s=running.age_s + dt_s,
-        dt_s=toward(running.dt_s, dt_s, SCALE_MEMORY, 0.0),
-        naive=toward(running.naive, jnp.abs(value - earlier), SEASON_MEMORY, 0.0),
+        dt_s=toward(running.dt_s, dt_s, 2 * SCALE_MEMORY, 0.0),
+        naive=toward(running.naive, jnp.abs(value - past[:, -NAIVE_STEPS]), SEASON_MEMORY, 0.0),
+        far=toward(running.far, jnp.abs(value - past[:, -LAGS]), SEASON_MEMORY, 0.0),
+        still=toward(running.still, (size == 0).astype(jnp.float32), 2 * SCALE_MEMORY, 0.0),
+        echo=toward(running.echo, step * before, 2 * SCALE_MEMORY, 0.0),
+        mean=running.mean + rate * (value[:, None] - running.mean),
         season=jnp.where(available(count, periods), score, running.season),
     )
 
@@ -104,9 +141,10 @@ def available(count: Int[Array, " batch"], periods: Int[Array, " season"]) -> Ar
     return (periods > 0) & (count[:, None] >= periods)
 
 
-def floored(scale: Array, magnitude: Array) -> Array:
-    """The scale, but never below what float32 resolves at this magnitude of the value."""
-    return jnp.maximum(scale, SCALE_FLOOR * jnp.abs(magnitude) + 1e-12)
+def running_scale(running: Running, magnitude: Array) -> Array:
+    """The unit of everything: the running scale, never far below the slow one nor what float32 resolves."""
+    floor = SCALE_FLOOR * jnp.abs(magnitude) + 1e-12
+    return jnp.maximum(jnp.maximum(running.scale, SLOW_SHARE * running.slow), floor)
 
 
 def choose_seasons(
@@ -126,9 +164,28 @@ def _season(cost: Array, chosen: Array, periods: Array) -> Season:
     return Season(jnp.where(trust > 0, periods[chosen], 0), trust)
 
 
+def season_lags(
+    period: Int[Array, " batch"], horizon: int, cycles: int = 1
+) -> Int[Array, "batch cycle horizon_and_origin"]:
+    """Steps back from the origin (lag 0) to the places one to `cycles` seasons before it and before each target.
+
+    The first column is the origin's own, then targets 1..horizon. A season shorter than the horizon is repeated: of the
+    multiples the shortest that is not in the future.
+    """
+    h = jnp.arange(horizon + 1)
+    p = period[:, None, None]
+    back = jnp.maximum((h + p - 1) // jnp.maximum(p, 1), 1) + jnp.arange(cycles)[:, None]
+    return jnp.maximum(p * back - h, 0)
+
+
 def squash(x: Array) -> Array:
-    """Compress large values, keep small ones and the sign: asinh."""
-    return jnp.arcsinh(x)
+    """Nearly linear up to KNEE, logarithmic beyond; keeps the sign."""
+    return KNEE * jnp.arcsinh(x / KNEE)
+
+
+def unsquash(x: Array) -> Array:
+    """The inverse of `squash`, which stays finite."""
+    return KNEE * jnp.sinh(jnp.clip(x / KNEE, -8.0, 8.0))
 
 
 def recurrent_inputs(
@@ -154,67 +211,119 @@ def recurrent_inputs(
     def ago(k: int) -> Array:
         return values[:, LEAD - k : LEAD - k + time]
 
-    sums = jnp.cumsum(values - now[:, -1:], axis=1)  # of small numbers: float32 keeps them
+    sums = jnp.cumsum(jnp.pad(values - now[:, -1:], ((0, 0), (1, 0))), axis=1)  # of small numbers: float32 keeps them
 
     def mean(w: int) -> Array:
-        head = jnp.pad(sums, ((0, 0), (1, 0)))
-        return (head[:, LEAD + 1 :] - head[:, LEAD + 1 - w : LEAD + 1 - w + time]) / w + now[:, -1:]
+        return (sums[:, LEAD + 1 :] - sums[:, LEAD + 1 - w : LEAD + 1 - w + time]) / w + now[:, -1:]
 
-    changes = jnp.abs(jnp.diff(values, axis=1))
-    steps = jnp.cumsum(jnp.pad(changes, ((0, 0), (1, 0))), axis=1)
+    steps = jnp.cumsum(jnp.pad(jnp.abs(jnp.diff(values, axis=1)), ((0, 0), (1, 0))), axis=1)
     recent = (steps[:, LEAD:] - steps[:, LEAD - 8 : LEAD - 8 + time]) / 8
     level, spread = running.level[:, None], jnp.maximum(running.spread, 1e-30)[:, None]
     usual = jnp.maximum(running.dt_s, 1e-6)[:, None]
     trust = season.trust[:, None]
-    day, week = 2 * jnp.pi * weeks, 2 * jnp.pi * weeks / WEEK_DAYS
-    daily = (ages_s >= 2 * DAY_S) & (usual < DAY_S / 3)
-    weekly = (ages_s >= 2 * WEEK_DAYS * DAY_S) & (usual < WEEK_DAYS * DAY_S / 3)
+    day, week = calendar(weeks, ages_s, running.dt_s[:, None])
     zero = jnp.zeros_like(now)
     return jnp.stack(
         [
             squash((now - ago(1)) / s),
-            *(squash((now - mean(w)) / s) for w in MEANS),
+            *(squash((now - mean(w)) / s) for w in WINDOWS),
             jnp.log(recent / s + 0.05),
             jnp.clip(jnp.log((dts_s + 1e-3 * usual) / usual), -5.0, 5.0),
-            jnp.where(daily, jnp.sin(day), zero),
-            jnp.where(daily, jnp.cos(day), zero),
-            jnp.where(weekly, jnp.sin(week), zero),
-            jnp.where(weekly, jnp.cos(week), zero),
+            *day,
+            *week,
             trust + zero,
             trust * squash((seasonal[:, :, 0] - now) / s),
             trust * squash((seasonal[:, :, 1] - seasonal[:, :, 0]) / s),
             squash((now - level) / spread),
             jnp.log(spread / s + 1e-3),
             0.25 * squash((now + base[:, None]) / s),
-            jnp.clip(jnp.log(s / running.scale[:, None] + 1e-3), -3.0, 3.0),
+            jnp.clip(jnp.log(s / jnp.maximum(running.slow, 1e-30)[:, None] + 1e-3), -3.0, 3.0),
         ],
         axis=-1,
     )
 
 
+def calendar(weeks: Array, ages_s: Array, dt_s: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Sine and cosine of the time of day and of the week, 0 until two cycles have been seen or where steps are too long."""
+    day, week = 2 * jnp.pi * weeks, 2 * jnp.pi * weeks / WEEK_DAYS
+    daily = (ages_s >= 2 * DAY_S) & (dt_s < DAY_S / 3)
+    weekly = (ages_s >= 2 * WEEK_DAYS * DAY_S) & (dt_s < WEEK_DAYS * DAY_S / 3)
+    return (
+        (jnp.where(daily, jnp.sin(day), 0.0), jnp.where(daily, jnp.cos(day), 0.0)),
+        (jnp.where(weekly, jnp.sin(week), 0.0), jnp.where(weekly, jnp.cos(week), 0.0)),
+    )
+
+
+class Sight(NamedTuple):
+    """What an origin looks back on, relative to its value and in squashed scales."""
+
+    lags: Float[Array, "batch lag"]  # the LAGS values before it, newest last
+    means: Float[Array, "batch mean"]  # the exponentially weighted means
+    best: Float[Array, "batch horizon_and_origin"]  # values one best season before it and before each target
+    cycle: Float[Array, "batch horizon"]  # mean change from there over the last CYCLES cycles
+    second: Float[Array, "batch horizon_and_origin"]  # as `best`, of the second best season
+
+
+def look_back(
+    value: Float[Array, " batch"],
+    scale: Float[Array, " batch"],
+    past: Float[Array, "batch lead"],
+    running: Running,
+    best: Float[Array, "batch cycle horizon_and_origin"],
+    second: Float[Array, "batch horizon_and_origin"],
+    seen: Array,
+    seasons: tuple[Season, Season],
+) -> Sight:
+    """What the direct inputs and the linear expert are made of; 0 where there is no season.
+
+    `best` and `second` are the values at `season_lags`; `seen` (batch, cycle) tells which cycles are remembered.
+    """
+    last, s = value[:, None], scale[:, None]
+    has = [(season.period > 0)[:, None] for season in seasons]
+    share = (seen / jnp.maximum(seen.sum(1, keepdims=True), 1))[:, :, None]
+    changes = (share * (best[:, :, 1:] - best[:, :, :1])).sum(1)
+    return Sight(
+        lags=squash((past[:, -LAGS:] - last) / s),
+        means=squash((running.mean - last) / s),
+        best=jnp.where(has[0], squash((best[:, 0] - last) / s), 0.0),
+        cycle=jnp.where(has[0], squash(changes / s), 0.0),
+        second=jnp.where(has[1], squash((second - last) / s), 0.0),
+    )
+
+
 def direct_inputs(
-    recent: Float[Array, "batch lag"],
-    ahead: Float[Array, "batch horizon"],
-    ahead_second: Float[Array, "batch horizon"],
+    sight: Sight,
+    running: Running,
     scale: Float[Array, " batch"],
     seasons: tuple[Season, Season],
+    linear: Float[Array, "batch horizon"],
+    errors: Float[Array, "batch error"],
 ) -> Float[Array, "batch feature"]:
     """Inputs of the head at an origin, beside the cells' output.
 
-    `recent` holds the LAGS values before the origin, newest last, then the origin's own; `ahead` the values one period
-    before each target, of the best and of the second best season.
+    `linear` is the linear expert's forecast in squashed scales; `errors` are how large and, against the last value, how
+    good its errors were lately.
     """
-    last, s = recent[:, -1:], scale[:, None]
-    return jnp.concatenate(
+    habits = jnp.stack(
         [
-            squash((recent[:, :-1] - last) / s),
-            seasons[0].trust[:, None] * squash((ahead - last) / s),
-            seasons[1].trust[:, None] * squash((ahead_second - last) / s),
+            jnp.log(running.fast / scale + 0.05),
+            jnp.log(running.naive / scale + 0.05),
+            jnp.log(running.far / scale + 0.05),
+            running.still,
+            running.echo,
+            seasons[0].trust,
+            seasons[1].trust,
         ],
         axis=1,
+    )
+    return jnp.concatenate(
+        [sight.lags, sight.means, habits, sight.best[:, 1:], sight.cycle, sight.second[:, 1:], linear, errors], axis=1
     )
 
 
 def direct_size(horizon: int) -> int:
     """Number of direct inputs."""
-    return LAGS + 2 * horizon
+    return LAGS + len(MEANS) + 7 + 4 * horizon + ERRORS
+
+
+ERRORS = 6

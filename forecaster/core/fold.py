@@ -24,12 +24,12 @@ from forecaster.core.score import Scores
 from forecaster.core.table import Index, Series, SeriesSpec
 from forecaster.core.tick import Outcome, Tick
 
-BUCKETS = (32, 512)  # series a batch
+BATCH = 512  # series of a large batch
 PLANT = 64  # newborn series a batch
 REWARM = 64  # series whose carry is warmed up at once
 HOT = 6  # steps of one series in a batch from which they run inside one program
-LANES = 8  # series of that program
-ROUNDS = 32  # and their steps
+LANES = 32  # series of that program, which also runs small batches
+ROUNDS = 16  # most steps of each in one call
 LENDERS = 512  # series of a partition that a newborn borrows from
 LOAN_EVERY = 2048  # offsets after which a partition's loan is made anew
 
@@ -203,18 +203,21 @@ class Fold:
             now = at[(turn == number) & ~hot]
             if number:
                 self._plant(work, now)
-            for start in range(0, len(now), BUCKETS[-1]):
-                self._once(work, now[start : start + BUCKETS[-1]], collect)
+            for start in range(0, len(now), BATCH):
+                some = now[start : start + BATCH]
+                if len(some) > LANES:
+                    self._once(work, some, collect)
+                else:
+                    self._rounds(work, some, np.zeros(len(some), np.int64), collect)
         if hot.any():
             self._rounds(work, at[hot], turn[hot], collect)
 
     def _once(self, work: "_Work", at: np.ndarray, collect: Callable[..., None]) -> None:
-        size = _bucket(len(at), BUCKETS)
-        idx = self._padded(work.row[at], size)
-        changes, forecasts, scores = self._program("advance", size)(
-            self._serving, self.rows, idx, work.steps(at, size)
+        idx = self._padded(work.row[at], BATCH)
+        changes, forecasts, scores = self._program("advance", BATCH)(
+            self._serving, self.rows, idx, work.steps(at, BATCH)
         )
-        self.rows = self._program("write", size)(self.rows, idx, changes)
+        self.rows = self._program("write", BATCH)(self.rows, idx, changes)
         collect(at, slice(0, len(at)), forecasts, scores)
 
     def _rounds(self, work: "_Work", at: np.ndarray, turn: np.ndarray, collect: Callable[..., None]) -> None:
@@ -228,7 +231,10 @@ class Fold:
                 some = ours & (turn >= start) & (turn < start + ROUNDS)
                 cell = (turn[some] - start, lane[some] - first)
                 steps = work.steps_of_rounds(at[some], cell, size)
-                local, forecasts, scores = self._program("rounds", size)(self._serving, self.rows, idx, steps)
+                used = np.int32(turn[some].max() - start + 1)
+                local, forecasts, scores = self._program("rounds", size)(
+                    self._serving, self.rows, idx, steps, used
+                )
                 self.rows = self._program("put", size)(self.rows, idx, local)
                 collect(at[some], cell, forecasts, scores)
 
@@ -314,7 +320,8 @@ class Fold:
             return jax.jit(table.write, donate_argnums=0).lower(rows, idx, changes).compile()
         if name == "rounds":
             many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((ROUNDS, *x.shape), x.dtype), steps)
-            return jax.jit(rounds).lower(serving, rows, idx, many).compile()
+            used = jax.ShapeDtypeStruct((), jnp.int32)
+            return jax.jit(rounds).lower(serving, rows, idx, many, used).compile()
         if name == "put":
             local = jax.eval_shape(table.take, rows, idx)
             return jax.jit(table.put, donate_argnums=0).lower(rows, idx, local).compile()
@@ -332,8 +339,8 @@ class Fold:
 
 
 _SIZES = {
-    "advance": BUCKETS,
-    "write": BUCKETS,
+    "advance": (BATCH,),
+    "write": (BATCH,),
     "rounds": (LANES,),
     "put": (LANES,),
     "rewarm": (REWARM,),
@@ -387,10 +394,6 @@ class _Work:
 def _serving(model: Model) -> Serving:
     params = {name: jnp.asarray(p, jnp.float32) for name, p in model.params.items()}
     return Serving(params, jnp.asarray(model.periods, jnp.int32), jnp.asarray(bool(model.version)))
-
-
-def _bucket(n: int, sizes: tuple[int, ...]) -> int:
-    return next(size for size in sizes if n <= size)
 
 
 def _turns(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

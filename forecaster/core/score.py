@@ -57,3 +57,10 @@ def score(
         pinball=(weight * pinball_loss(quantiles, actual, q)).sum(0),
         below=(weight[..., None] * below(quantiles, actual)).sum(0),
     )
+
+
+def anomaly(quantiles: Float[Array, "batch level"], actual: Float[Array, " batch"], median: int) -> Array:
+    """Where the outcome fell in its forecast: 0 at the median, 1 at the outermost quantile of its side."""
+    off = actual - quantiles[:, median]
+    side = jnp.where(off > 0, quantiles[:, -1] - quantiles[:, median], quantiles[:, median] - quantiles[:, 0])
+    return jnp.abs(off) / jnp.maximum(side, TIE)

@@ -43,54 +43,98 @@ class Layout(NamedTuple):
     carry: int
     horizon: int
     levels: int
-    experts: int
     running: int  # floats of running statistics
-    smooth: int  # floats of smoothing state
+    lines: int  # experts whose forecast is a few numbers an origin
+    curves: int  # experts whose forecast is a number for each step ahead
+    experts: int
+    regressors: int
 
 
 class Rows(NamedTuple):
-    """State of the series; the leading axis is the row. A ring holds step number n at n modulo its length."""
+    """State of the series; the leading axis is the row. Three kinds of columns (`KINDS`):
+
+    whole     written as a whole at each step
+    ring      holds step number n at place n modulo its length
+    triangle  what waits for its targets: the forecast for step n + h made at step n is at h(h-1)/2 + n modulo h, where
+              it is read at step n + h, and replaced in the same step by the forecast made there
+    """
 
     count: Array  # int32 (row,), steps seen
     base: Array  # float32 (row,), what `value` is relative to
-    value: Array  # float32 (row, memory)
-    scale: Array  # float32 (row, context)
-    dt_s: Array  # float32 (row, context), seconds since the step before
-    week: Array  # float32 (row, context), days since the week began
+    value: Array  # ring, float32 (row, memory)
+    scale: Array  # ring, float16 (row, context), logarithm of the running scale over the newest one
+    dt_s: Array  # ring, float16 (row, context), logarithm of the seconds since the step before
+    week: Array  # ring, float16 (row, context), days since the week began
     running: Array  # float32 (row, running)
+    origin: Array  # ring, float32 (row, horizon, 3): last value, scale, whether it was published
+    lines: Array  # ring, float16 (row, horizon, lines): experts whose forecast is a few numbers
+    curves: Array  # triangle, float16 (row, triangle, curves): experts with a number for each step ahead
+    regressors: Array  # ring, float32 (row, horizon, regressors): inputs of the linear expert
+    linear: Array  # float32 (row, regressors, regressors + horizon): its inverse covariance, its weights
+    error: Array  # float32 (row, expert, horizon): mean absolute error lately, in scales
+    regret: Array  # float32 (row, 2, expert, horizon): of the mix towards each expert, and its squares
     carry: Array  # float32 (row, carry)
-    origin: Array  # float32 (row, origin, 3): last value, scale, whether it was published
-    pending: Array  # float16 (row, origin, horizon, level): quantiles waiting for their targets
-    points: Array  # float16 (row, origin, horizon, expert): the experts' medians, waiting too
-    blend: Array  # float32 (row, 2, expert, horizon): lately lost and mean absolute error of each expert
-    smooth: Array  # float32 (row, smooth)
+    pending: Array  # triangle, float16 (row, triangle, level): quantiles waiting for their targets
     offset: Array  # float32 (row, horizon, level): conformal correction
+    affine: Array  # float32 (row, 2, horizon): shift and widening of all levels
+
+
+KINDS = Rows(
+    count="whole",
+    base="whole",
+    value="ring",
+    scale="ring",
+    dt_s="ring",
+    week="ring",
+    running="whole",
+    origin="ring",
+    lines="ring",
+    curves="triangle",
+    regressors="ring",
+    linear="whole",
+    error="whole",
+    regret="whole",
+    carry="whole",
+    pending="triangle",
+    offset="whole",
+    affine="whole",
+)
 
 
 def empty(layout: Layout, rows: int) -> Rows:
     """A table of zeros."""
-    f32, h = jnp.float32, layout.horizon
+    f32, f16, h, d = jnp.float32, jnp.float16, layout.horizon, layout.regressors
+    waiting = h * (h + 1) // 2
     return Rows(
         count=jnp.zeros(rows, jnp.int32),
         base=jnp.zeros(rows, f32),
         value=jnp.zeros((rows, layout.memory), f32),
-        scale=jnp.zeros((rows, layout.context), f32),
-        dt_s=jnp.zeros((rows, layout.context), f32),
-        week=jnp.zeros((rows, layout.context), f32),
+        scale=jnp.zeros((rows, layout.context), f16),
+        dt_s=jnp.zeros((rows, layout.context), f16),
+        week=jnp.zeros((rows, layout.context), f16),
         running=jnp.zeros((rows, layout.running), f32),
-        carry=jnp.zeros((rows, layout.carry), f32),
         origin=jnp.zeros((rows, h, 3), f32),
-        pending=jnp.zeros((rows, h, h, layout.levels), jnp.float16),
-        points=jnp.zeros((rows, h, h, layout.experts), jnp.float16),
-        blend=jnp.zeros((rows, 2, layout.experts, h), f32),
-        smooth=jnp.zeros((rows, layout.smooth), f32),
+        lines=jnp.zeros((rows, h, layout.lines), f16),
+        curves=jnp.zeros((rows, waiting, layout.curves), f16),
+        regressors=jnp.zeros((rows, h, d), f32),
+        linear=jnp.zeros((rows, d, d + h), f32),
+        error=jnp.zeros((rows, layout.experts, h), f32),
+        regret=jnp.zeros((rows, 2, layout.experts, h), f32),
+        carry=jnp.zeros((rows, layout.carry), f32),
+        pending=jnp.zeros((rows, waiting, layout.levels), f16),
         offset=jnp.zeros((rows, h, layout.levels), f32),
+        affine=jnp.zeros((rows, 2, h), f32),
     )
 
 
+def whole(column: Array, idx: Int[Array, " batch"]) -> Array:
+    """The rows `idx` of a column; numbers past the end (padding) read the last row."""
+    return column.at[idx].get(mode="clip")
+
+
 def take(rows: Rows, idx: Int[Array, " batch"]) -> Rows:
-    """Whole rows, copied out; numbers past the end (padding) read the last row."""
-    return Rows(*(column.at[idx].get(mode="clip") for column in rows))
+    """Whole rows, copied out."""
+    return Rows(*(whole(column, idx) for column in rows))
 
 
 def put(rows: Rows, idx: Int[Array, " batch"], new: Rows) -> Rows:
@@ -113,54 +157,39 @@ def lagged(
     return column.at[idx[:, None], jnp.remainder(count[:, None] - within, length)].get(mode="clip")
 
 
-class Changes(NamedTuple):
-    """What one step changes in each row: one element of each ring, one slot of what waits, and the small state."""
-
-    count: Array
-    base: Array
-    value: Array  # (batch,)
-    scale: Array  # (batch,)
-    dt_s: Array  # (batch,)
-    week: Array  # (batch,)
-    running: Array
-    carry: Array
-    origin: Array  # (batch, 3)
-    pending: Array  # (batch, horizon, level)
-    points: Array  # (batch, horizon, expert)
-    blend: Array
-    smooth: Array
-    offset: Array
+def _places(count: Int[Array, " batch"], horizon: int) -> Int[Array, "batch horizon"]:
+    h = jnp.arange(1, horizon + 1)
+    return h * (h - 1) // 2 + jnp.remainder(count[:, None], h)
 
 
-def write(rows: Rows, idx: Int[Array, " batch"], new: Changes) -> Rows:
+def due(column: Array, idx: Int[Array, " batch"], count: Int[Array, " batch"], horizon: int) -> Array:
+    """What waits in a triangle for step number `count`, by how many steps ago it was made; (batch, horizon, ...)."""
+    return column.at[idx[:, None], _places(count, horizon)].get(mode="clip")
+
+
+def origins(column: Array, idx: Int[Array, " batch"], count: Int[Array, " batch"], horizon: int) -> Array:
+    """What a ring of `horizon` steps holds, 1 to `horizon` steps before step number `count`; (batch, horizon, ...)."""
+    slot = jnp.remainder(count[:, None] - jnp.arange(1, horizon + 1), horizon)
+    return column.at[idx[:, None], slot].get(mode="clip")
+
+
+def write(rows: Rows, idx: Int[Array, " batch"], new: Rows) -> Rows:
     """The table with one step written into rows `idx`; numbers past the end (padding) write nothing.
 
-    Compiled with `rows` donated this writes in place, whatever the number of rows.
+    `new` holds, for each row, what the step changes: of a ring one element, of a triangle one for each step ahead, of
+    the others all. Compiled with `rows` donated this writes in place, whatever the number of rows.
     """
-    step = new.count - 1  # its number: where the rings hold it
+    step = new.count - 1  # its number
 
-    def whole(column: Array, value: Array) -> Array:
+    def change(kind: str, column: Array, value: Array) -> Array:
+        value = value.astype(column.dtype)
+        if kind == "ring":
+            return column.at[idx, jnp.remainder(step, column.shape[1])].set(value, mode="drop")
+        if kind == "triangle":
+            return column.at[idx[:, None], _places(step, value.shape[1])].set(value, mode="drop")
         return column.at[idx].set(value, mode="drop")
 
-    def ring(column: Array, value: Array) -> Array:
-        return column.at[idx, jnp.remainder(step, column.shape[1])].set(value, mode="drop")
-
-    return Rows(
-        count=whole(rows.count, new.count),
-        base=whole(rows.base, new.base),
-        value=ring(rows.value, new.value),
-        scale=ring(rows.scale, new.scale),
-        dt_s=ring(rows.dt_s, new.dt_s),
-        week=ring(rows.week, new.week),
-        running=whole(rows.running, new.running),
-        carry=whole(rows.carry, new.carry),
-        origin=ring(rows.origin, new.origin),
-        pending=ring(rows.pending, new.pending),
-        points=ring(rows.points, new.points),
-        blend=whole(rows.blend, new.blend),
-        smooth=whole(rows.smooth, new.smooth),
-        offset=whole(rows.offset, new.offset),
-    )
+    return Rows(*map(change, KINDS, rows, new))
 
 
 class Series:
