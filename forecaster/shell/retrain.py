@@ -201,7 +201,7 @@ class Retrainer:
             return events
         self._schedule(situation)
         if self._wanted:
-            events.append(self._begin(situation))
+            events += self._begin(situation)
         return events
 
     def stop(self, timeout_s: float = 2.0) -> list[Event]:
@@ -233,17 +233,23 @@ class Retrainer:
 
     # ------------------------------------------------------------------ one trainer
 
-    def _begin(self, now: Situation) -> Began:
+    def _begin(self, now: Situation) -> list[Event]:
         triggers, ids = tuple(self._wanted), tuple(self._ids)
         self._wanted, self._ids = {}, []
         self._began_ticks, self._began_event_s = now.ticks, now.event_s
         self._first_ticks = max(2 * now.ticks, 1000)
         self._cache = self._cache or tempfile.mkdtemp(prefix="forecaster-")  # 0700: what is compiled is code
         job = self._make_job(self.spec.fit_s if now.serving else self.spec.first_fit_s)
-        process = TrainerProcess(self._command, job, {"JAX_COMPILATION_CACHE_DIR": self._cache}, self._now)
+        try:
+            process = TrainerProcess(
+                self._command, job, {"JAX_COMPILATION_CACHE_DIR": self._cache}, self._now
+            )
+        except OSError as error:  # no memory or no process to be had just now
+            self._ended_s = self._now()
+            return [Ended(Outcome.CRASHED, triggers, ids, 0.0, message=f"could not be started: {error}")]
         self._running = _Running(process, triggers, ids, self._now())
         _log.info("retrain_began", triggers=triggers, pid=process.pid)
-        return Began(triggers)
+        return [Began(triggers)]
 
     def _watch(self, running: "_Running", *, cancel: bool) -> list[Event]:
         process, now_s = running.process, self._now()

@@ -138,7 +138,10 @@ def main() -> int:
     """Entry of the process; the exit code."""
     _die_with_parent()
     say = _speaker()
-    job = msgspec.json.decode(sys.stdin.buffer.readline(MOST_JOB_BYTES), type=Job)
+    line = sys.stdin.buffer.readline(MOST_JOB_BYTES)
+    if not line:
+        return 1  # the parent is gone already
+    job = msgspec.json.decode(line, type=Job)
     threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
     try:
         say(run(job, say))

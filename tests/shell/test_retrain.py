@@ -1,0 +1,316 @@
+"""When a retrain begins, what its end is called, and that nothing a trainer does keeps the loop waiting or changes
+what serves. Trainers here are small programs that crash, hang, grow or report, run as real processes.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psutil
+import pytest
+
+from forecaster.shell.retrain import Began, Ended, Event, GotOn, Outcome, Retrainer, RetrainSpec, Situation
+
+SPEC = RetrainSpec.model_validate({"on_start": False, "every_ticks": 0, "cooldown_s": 0.0})
+STEADY = Situation(leads=True, serving=True, ticks=0, event_s=0.0)
+
+READ = "import sys, json, time\njob = json.loads(sys.stdin.readline())\n"
+PROMOTES = (
+    READ
+    + 'print(json.dumps({"stage": "end", "outcome": "promoted", "version": "v2", "losses": {"candidate": 0.5}}))'
+)
+HANGS = READ + 'print(json.dumps({"stage": "fit", "step": 25}), flush=True)\ntime.sleep(600)'
+
+
+class Clock:
+    """A clock that tests move."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@contextmanager
+def retrainer(
+    program: str, spec: RetrainSpec = SPEC, now: Callable[[], float] = time.monotonic
+) -> Iterator[Retrainer]:
+    made = Retrainer(spec, lambda fit_s: b'{"fit_s": %d}' % fit_s, now, (sys.executable, "-c", program))
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def until(made: Retrainer, kind: type[Event], situation: Situation = STEADY) -> list[Event]:
+    """Poll until an event of this kind has come; all events up to then."""
+    events: list[Event] = []
+    deadline_s = time.monotonic() + 30
+    while time.monotonic() < deadline_s:
+        events += made.poll(situation)
+        if any(isinstance(event, kind) for event in events):
+            return events
+        time.sleep(0.01)
+    raise AssertionError(f"no {kind.__name__} came, only {events}")
+
+
+def the_end(made: Retrainer, situation: Situation = STEADY) -> Ended:
+    events = until(made, Ended, situation)
+    return next(event for event in events if isinstance(event, Ended))
+
+
+def pid_of(made: Retrainer) -> int:
+    assert made._running is not None
+    return made._running.process.pid
+
+
+# --- how a trainer ends ---
+
+
+def test_a_promotion_is_reported_with_its_numbers_to_those_who_asked() -> None:
+    with retrainer(PROMOTES) as made:
+        made.request("http", "one")
+        made.request("signal", "two")
+        events = until(made, Ended)
+        assert events[0] == Began(("http", "signal"))
+        ended = events[-1]
+        assert isinstance(ended, Ended)
+        assert (ended.outcome, ended.version, ended.losses) == (Outcome.PROMOTED, "v2", {"candidate": 0.5})
+        assert (ended.triggers, ended.ids) == (("http", "signal"), ("one", "two"))
+        assert not made.running
+
+
+@pytest.mark.parametrize("outcome", ["rejected", "diverged", "no_data", "out_of_memory"])
+def test_a_verdict_keeps_its_name(outcome: str) -> None:
+    with retrainer(PROMOTES.replace("promoted", outcome)) as made:
+        made.request("cli")
+        assert the_end(made).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("raise SystemExit(3)", "exit code 3"),
+        ("raise ValueError('lost its mind')", "lost its mind"),
+        ("import os; os.kill(os.getpid(), 9)", "SIGKILL"),
+        ("print('not a report')", "without a result"),
+        ("print('[]')\nprint('{\"outcome\": \"sublime\"}')", "without a result"),
+        ("import sys; sys.stdout.buffer.write(b'x' * 5_000_000)", "without a result"),
+    ],
+)
+def test_a_trainer_that_dies_or_babbles_has_crashed(program: str, said: str) -> None:
+    with retrainer(program) as made:
+        made.request("cli")
+        ended = the_end(made)
+        assert ended.outcome is Outcome.CRASHED
+        assert said in ended.message
+
+
+def test_a_command_that_does_not_exist_has_crashed() -> None:
+    made = Retrainer(SPEC, lambda _: b"{}", command=("/no/such/program",))
+    made.request("cli", "one")
+    ended = the_end(made)
+    assert (ended.outcome, ended.ids) == (Outcome.CRASHED, ("one",))
+    made.stop()
+
+
+def test_a_trainer_that_hangs_is_killed_when_its_time_is_up() -> None:
+    clock = Clock()
+    with retrainer(HANGS, now=clock) as made:
+        made.request("cli")
+        until(made, GotOn)
+        pid = pid_of(made)
+        clock.now_s += SPEC.time_limit_s + 1
+        ended = the_end(made)
+        assert ended.outcome is Outcome.TIMED_OUT
+        assert not psutil.pid_exists(pid)
+
+
+def test_a_trainer_that_ignores_the_first_signal_gets_the_second() -> None:
+    deaf = HANGS.replace("import sys", "import signal, sys", 1).replace(
+        "job =", "signal.signal(15, signal.SIG_IGN)\njob =", 1
+    )
+    clock = Clock()
+    with retrainer(deaf, now=clock) as made:
+        made.request("cli")
+        until(made, GotOn)
+        clock.now_s += SPEC.time_limit_s + 1
+        made.poll(STEADY)
+        clock.now_s += 2
+        assert the_end(made).outcome is Outcome.TIMED_OUT
+
+
+def test_a_trainer_that_hangs_after_its_result_has_its_result() -> None:
+    clock = Clock()
+    with retrainer(PROMOTES + "\nsys.stdout.flush()\ntime.sleep(600)", now=clock) as made:
+        made.request("cli")
+        while not (made._running and made._running.result):
+            made.poll(STEADY)
+            time.sleep(0.01)
+        clock.now_s += SPEC.time_limit_s + 1
+        assert the_end(made).outcome is Outcome.PROMOTED
+
+
+def test_a_trainer_that_grows_is_killed_from_outside() -> None:
+    grows = READ + "hoard = bytearray(400 << 20)\nhoard[::4096] = b'x' * len(hoard[::4096])\ntime.sleep(600)"
+    with retrainer(grows, SPEC.model_copy(update={"memory_limit_mb": 256})) as made:
+        made.request("cli")
+        ended = the_end(made)
+        assert ended.outcome is Outcome.OUT_OF_MEMORY
+        assert "memory_limit_mb = 256" in ended.message
+
+
+def test_stop_ends_the_trainer_and_says_so() -> None:
+    with retrainer(HANGS) as made:
+        made.request("cli", "one")
+        until(made, GotOn)
+        pid = pid_of(made)
+        (ended,) = made.stop()
+        assert isinstance(ended, Ended)
+        assert (ended.outcome, ended.ids) == (Outcome.CANCELLED, ("one",))
+        assert not psutil.pid_exists(pid)
+        assert made.stop() == []
+
+
+def test_a_worker_that_no_longer_leads_cancels_its_trainer_and_starts_none() -> None:
+    follows = Situation(leads=False, serving=True, ticks=0, event_s=0.0)
+    with retrainer(HANGS) as made:
+        made.request("cli")
+        until(made, GotOn)
+        assert the_end(made, follows).outcome is Outcome.CANCELLED
+        made.request("cli")
+        assert made.poll(follows) == []
+        assert not made.running
+
+
+def test_the_trainer_has_one_core_a_session_of_its_own_and_none_of_our_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORECASTER_KAFKA__SASL_PLAIN_PASSWORD", "hush")
+    tells = READ + textwrap.dedent("""
+        import os
+        print(json.dumps({"stage": "end", "outcome": "rejected", "message": json.dumps(
+            [os.environ["PJRT_NPROC"], os.environ["OMP_NUM_THREADS"], os.getsid(0) == os.getpid(),
+             [name for name in os.environ if name.startswith("FORECASTER_")],
+             os.stat(os.environ["JAX_COMPILATION_CACHE_DIR"]).st_mode & 0o777])}))
+    """)
+    with retrainer(tells) as made:
+        made.request("cli")
+        assert the_end(made).message == f'["1", "1", true, [], {0o700}]'
+
+
+def test_what_was_compiled_is_removed_at_the_end() -> None:
+    with retrainer(PROMOTES) as made:
+        made.request("cli")
+        the_end(made)
+        cache = made._cache
+        assert os.path.isdir(cache)
+        made.stop()
+        assert not os.path.exists(cache)
+
+
+# --- when ---
+
+
+def test_a_thousand_requests_lead_to_one_retrain_and_one_more() -> None:
+    with retrainer(HANGS) as made:
+        for i in range(1000):
+            made.request("signal", str(i))
+        assert until(made, GotOn).count(Began(("signal",))) == 1
+        first = pid_of(made)
+        for i in range(1000):
+            made.request("signal", str(1000 + i))
+            assert not any(isinstance(event, Began) for event in made.poll(STEADY))
+        os.kill(first, signal.SIGKILL)
+        events = until(made, Ended) + until(made, GotOn)
+        assert sum(isinstance(event, Began) for event in events) == 1
+        ids = [len(event.ids) for event in events if isinstance(event, Ended)]
+        assert ids == [1000]
+        assert made.coalesced == 999 + 999
+        (ended,) = made.stop()
+        assert isinstance(ended, Ended)
+        assert len(ended.ids) == 1000
+
+
+def test_the_schedule_counts_ticks_from_the_last_retrain() -> None:
+    spec = SPEC.model_copy(update={"every_ticks": 100})
+    with retrainer(PROMOTES, spec) as made:
+        assert made.poll(Situation(True, True, 5000, 0.0)) == []  # it counts from where it came in
+        assert made.poll(Situation(True, True, 5099, 0.0)) == []
+        assert made.poll(Situation(True, True, 5100, 0.0)) == [Began(("schedule",))]
+        after = Situation(True, True, 5150, 0.0)
+        the_end(made, after)
+        assert made.poll(after) == []
+        assert made.poll(Situation(True, True, 5200, 0.0)) == [Began(("schedule",))]
+
+
+def test_the_schedule_counts_event_time_and_waits_for_the_cooldown() -> None:
+    spec = SPEC.model_copy(update={"every_s": 3600.0, "cooldown_s": 60.0})
+    clock = Clock()
+    with retrainer(PROMOTES, spec, clock) as made:
+        assert made.poll(Situation(True, True, 0, 1e9)) == []
+        assert made.poll(Situation(True, True, 0, 1e9 + 3600)) == [Began(("schedule",))]
+        the_end(made, Situation(True, True, 0, 1e9 + 3600))
+        later = Situation(True, True, 0, 1e9 + 2 * 3600)
+        assert made.poll(later) == []
+        clock.now_s += 60
+        assert made.poll(later) == [Began(("schedule",))]
+
+
+def test_while_nothing_serves_it_tries_at_once_and_again_when_there_is_twice_as_much() -> None:
+    spec = SPEC.model_copy(update={"on_start": True})
+    with retrainer(PROMOTES.replace("promoted", "no_data"), spec) as made:
+        early = Situation(True, False, 800, 0.0)
+        assert made.poll(early) == [Began(("startup",))]
+        assert the_end(made, early).outcome is Outcome.NO_DATA
+        assert made.poll(Situation(True, False, 1599, 0.0)) == []
+        assert made.poll(Situation(True, False, 1600, 0.0)) == [Began(("startup",))]
+
+
+def test_the_first_fit_is_given_less_time() -> None:
+    tells = READ + 'print(json.dumps({"stage": "end", "outcome": "rejected", "message": str(job["fit_s"])}))'
+    with retrainer(tells) as made:
+        made.request("cli")
+        assert the_end(made, Situation(True, False, 0, 0.0)).message == str(int(SPEC.first_fit_s))
+        made.request("cli")
+        assert the_end(made).message == str(int(SPEC.fit_s))
+
+
+def test_a_risen_error_asks_once_and_not_while_a_trainer_runs() -> None:
+    with retrainer(HANGS) as made:
+        found = [made.observe_errors(1000.0 if i < 50 else 3000.0, 1000, 60.0 * i) for i in range(100)]
+        assert found.index(True) > 50
+        assert made.poll(STEADY) == [Began(("drift",))]
+        made.request("drift")
+        os.kill(pid_of(made), signal.SIGKILL)
+        the_end(made)
+        assert made.poll(STEADY) == []
+    with retrainer(HANGS, SPEC.model_copy(update={"drift": False})) as made:
+        assert not any(made.observe_errors(1000.0 * i, 1000, 60.0 * i) for i in range(1, 100))
+
+
+# --- the parent's death ---
+
+
+@pytest.mark.process
+def test_a_trainer_dies_with_its_parent() -> None:
+    """The parent starts a real trainer, which waits for its job, and is killed without a word."""
+    parent = textwrap.dedent("""
+        import subprocess, sys, time
+        child = subprocess.Popen([sys.executable, "-m", "forecaster.shell.trainer"], stdin=subprocess.PIPE)
+        print(child.pid, flush=True)
+        time.sleep(600)
+    """)
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+        process.wait()
+    child.wait(60)
+    assert not child.is_running()
