@@ -73,6 +73,18 @@ def _targets(panel: Panel) -> list[Json]:
     ]
 
 
+def _columns(panel: Panel) -> list[Json]:
+    """A table has one line for each set of labels, and a column named after each query."""
+    if panel.kind != "table":
+        return []
+    letters = {f"Value #{chr(ord('A') + n)}": legend for n, legend in enumerate(panel.queries)}
+    hidden = dict.fromkeys(("Time", "Value", "__name__", "job"), True)
+    return [
+        {"id": "merge", "options": {}},
+        {"id": "organize", "options": {"excludeByName": hidden, "renameByName": letters}},
+    ]
+
+
 def _panel(panel: Panel, number: int, x: int, y: int) -> Json:
     limits = {"min": panel.minimum, "max": panel.maximum}
     return {
@@ -94,6 +106,7 @@ def _panel(panel: Panel, number: int, x: int, y: int) -> Json:
         },
         "options": _options(panel),
         "targets": _targets(panel),
+        "transformations": _columns(panel),
     }
 
 

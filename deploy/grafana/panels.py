@@ -728,8 +728,28 @@ PROCESS = [
         ],
     ),
     Row(
-        "Versions",
+        "Fleet",
         [
+            Panel(
+                "Workers",
+                "none",
+                "One line for each worker.",
+                "all ready, lag shared out evenly, memory below its limit.",
+                {
+                    "ready": f"max by (instance) ({gauge('forecaster_ready')})",
+                    "partitions": f"max by (instance) ({gauge('forecaster_assigned_partitions')})",
+                    "series": f"sum by (instance) ({gauge('forecaster_series')})",
+                    "lag": gauge("instance:forecaster_consumer_lag_messages:sum"),
+                    "ticks/s": rate("forecaster_ticks_total", "instance"),
+                    "p99 s": "histogram_quantile(0.99, "
+                    f"{rate('forecaster_prediction_latency_seconds_bucket', 'instance, le')})",
+                    "memory used": f"max by (instance) ({gauge('process_resident_memory_bytes')})"
+                    f" / max by (instance) ({gauge('forecaster_memory_limit_bytes')})",
+                    "up for s": age("process_start_time_seconds", "instance"),
+                },
+                kind="table",
+                width=24,
+            ),
             Panel(
                 "Builds",
                 "none",
@@ -738,7 +758,7 @@ PROCESS = [
                 {"": gauge("forecaster_build_info")},
                 kind="table",
                 width=24,
-            )
+            ),
         ],
     ),
 ]

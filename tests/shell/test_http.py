@@ -189,10 +189,12 @@ def test_a_broken_hook_costs_one_answer(caplog: pytest.LogCaptureFixture) -> Non
 def test_two_hundred_clients_that_dribble_their_headers_keep_no_probe_out() -> None:
     spec = HttpSpec(port=0, max_connections=16, timeout_s=300)
     with serving(spec) as port, ExitStack() as stack:
+        threads = threading.active_count()
         slow = [stack.enter_context(connect(port)) for _ in range(200)]
         for client in slow[-16:]:
             client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ")
         assert get(port, "/healthz").status_code == 200
+        assert threading.active_count() == threads
         # The oldest gave way; the newest, apart from the one the probe displaced, may still take their time.
         assert all(closed_by_server(client) for client in slow[:184])
         slow[-1].sendall(b"done\r\n\r\n")
