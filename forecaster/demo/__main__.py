@@ -31,7 +31,7 @@ from forecaster.shell.kafka.log import Follower
 from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
 from forecaster.shell.prediction import decode
 
-PARTITIONS = 2
+TOPICS = {"create_partitions": 2, "create_replication": 1}
 FRAME_S = 0.25
 SCRAPE_S = 1.0
 LINE_S = 5.0
@@ -63,13 +63,14 @@ class Demo:
         self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="forecaster-demo-")))
         self._url = f"http://{LOOPBACK}:{free_port()}"
         source, order = _described(arguments.data)
+        self._topics = TopicsSpec.model_validate(TOPICS)
         self.state = State(source, Figures(self._url), Stages(time.monotonic()), order=order)
 
     def start(self) -> None:
         """Bring up everything, in order; what has been reached is printed."""
         self._broker = Broker(self._directory)
         self._stack.callback(self._broker.stop)
-        self._kafka = KafkaSpec(bootstrap_servers=self._broker.bootstrap_servers, client_id="demo")
+        self._kafka = KafkaSpec.model_validate({"bootstrap_servers": self._broker.bootstrap_servers})
         self._create_topics()
         self._reach("broker")
         self._source = self._start_source()
@@ -78,7 +79,7 @@ class Demo:
         self._say(f"the log holds {ticks:,} ticks of history; from now on {self._arguments.rate:g} a second")
         self.state.stages.daemon_started(time.monotonic())
         self._daemon = self._start_daemon()
-        self._follower = Follower(self._kafka, {TopicsSpec().predictions: "beginning"})
+        self._follower = Follower(self._kafka, {self._topics.predictions: "beginning"})
         self._stack.callback(self._follower.close)
         self.state.hint = (
             f"Ctrl-C ends · retrain now: kill -USR1 {self._daemon.pid} · metrics: {self._url}/metrics"
@@ -110,7 +111,7 @@ class Demo:
 
     def _create_topics(self) -> None:
         admin = Admin(self._kafka)
-        admin.create_missing(TopicsSpec(create_partitions=PARTITIONS, create_replication=1))
+        admin.create_missing(self._topics)
         admin.close()
 
     def _start_source(self) -> Child:

@@ -57,8 +57,8 @@ class Feed:
     """Ticks -> the ticks topic: as JSON objects, keyed by series."""
 
     def __init__(self, bootstrap_servers: str) -> None:
-        self._sink = Sink(KafkaSpec(bootstrap_servers=bootstrap_servers, client_id="demo-ticks"))
-        self._topic = TopicsSpec().ticks
+        self._sink = Sink(KafkaSpec.model_validate({"bootstrap_servers": bootstrap_servers}))
+        self._topic = TopicsSpec.model_validate({}).ticks
         self.sent = 0
 
     def fill(self, samples: Iterable[Sample]) -> None:
