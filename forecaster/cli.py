@@ -113,7 +113,8 @@ def check(config: ConfigPath = None) -> None:
         out.print(f"[red]✗[/red] {escape(problem)}")
     if found:
         raise ConfigError(f"{len(found)} problem{'s' if len(found) > 1 else ''}, see above")
-    out.print("[green]✓[/green] the configuration is sound, the broker answers, the topics are there")
+    topics = "the topics are there, or will be created" if settings.topics.create else "the topics are there"
+    out.print(f"[green]✓[/green] the configuration is sound, the broker answers, {topics}")
 
 
 # --- predictions ---
@@ -213,6 +214,8 @@ def retrain(
 def _show_decision(answer: "Answer") -> None:
     out.print(f"[bold]{escape(answer.outcome)}[/bold] {escape(answer.message)}".rstrip())
     for name, value in answer.details.items():
+        if value in ("", {}, None):
+            continue
         out.print(f"  {escape(name)}: {escape(_brief(value))}")
     if answer.outcome not in {"promoted", "rejected"}:
         raise typer.Exit(REFUSED)

@@ -64,6 +64,7 @@ def configure(spec: LogSpec, stream: TextIO | None = None, clock: Callable[[], f
             foreign_pre_chain=shared,
             processors=[
                 _say_suppressed,
+                _in_order,
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 *_rendering(spec, terminal=out.isatty()),
             ],
@@ -113,6 +114,12 @@ def _say_suppressed(_logger: object, _method: str, event: Event) -> Event:
     if held := getattr(event["_record"], "suppressed", 0):
         event["suppressed"] = held
     return event
+
+
+def _in_order(_logger: object, _method: str, event: Event) -> Event:
+    """What every event has comes first."""
+    first = {name: event[name] for name in ("timestamp", "level", "logger", "event") if name in event}
+    return first | event
 
 
 @dataclass
