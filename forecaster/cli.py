@@ -121,7 +121,7 @@ def check(config: ConfigPath = None) -> None:
 
 
 @app.command()
-def tail(  # noqa: PLR0917 - options, each given by name
+def tail(
     config: ConfigPath = None,
     bootstrap_servers: Annotated[str, typer.Option("--broker", help="host:port, in place of a file.")] = "",
     topic: Annotated[str, typer.Option(help="Predictions topic, in place of the configured one.")] = "",

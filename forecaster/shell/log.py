@@ -119,7 +119,7 @@ def _say_suppressed(_logger: object, _method: str, event: Event) -> Event:
 def _in_order(_logger: object, _method: str, event: Event) -> Event:
     """What every event has comes first."""
     first = {name: event[name] for name in ("timestamp", "level", "logger", "event") if name in event}
-    return first | event
+    return {**first, **event}
 
 
 @dataclass
