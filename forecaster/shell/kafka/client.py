@@ -167,14 +167,14 @@ def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
 
     The library's own close raises when its flush times out, and its thread then runs for ever.
     """
+    sender = producer._sender  # noqa: SLF001
     try:
         producer.close(timeout=timeout_s)
     except Exception:  # whatever it is, the thread has to end
-        sender = producer._sender  # noqa: SLF001
         sender.force_close()
-        sender.join(5.0)
         producer._closed = True  # noqa: SLF001 - else the finalizer would try the same flush again
         producer._unregister_cleanup()  # noqa: SLF001
+    sender.join(5.0)
 
 
 def fatal(error: BaseException) -> ForecasterError | None:

@@ -5,14 +5,15 @@ failed for good. The producer repeats by itself, in order, until the delivery ti
 it is for the caller to decide (see delivery.py).
 """
 
+import contextlib
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kafka import KafkaProducer
-from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka import KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
 
 from forecaster.errors import BrokerError
 from forecaster.shell.kafka.client import Settings, close_producer, connect, fatal, writer_settings
@@ -21,7 +22,43 @@ from forecaster.shell.kafka.spec import KafkaSpec
 log = logging.getLogger(__name__)
 
 Headers = Sequence[tuple[str, bytes]]
-_Message = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]  # value, key, headers
+_OVERHEAD_BYTES = 1024  # more than a record has besides key, value and headers
+
+
+class _Place:
+    """A partition of a topic, and the shortest way into its queue.
+
+    The library's own `send` looks up the partition, checks types and formats a log line for each message:
+    a third of its cost. Here these are done once for a partition. Without a partition, and for what is
+    large, it is used.
+    """
+
+    def __init__(self, producer: Any, topic: str, partition: int | None) -> None:
+        self.latest: Any = None
+        self._producer = producer
+        self._topic = topic
+        self._partition = TopicPartition(topic, partition) if partition is not None else None
+        self._most_bytes = producer.config["max_request_size"] - _OVERHEAD_BYTES
+        self._queue = producer._accumulator.append  # noqa: SLF001
+        self._wake_up = producer._sender.wakeup  # noqa: SLF001
+        self._join_transaction: Any = None
+        if producer.config["transactional_id"]:
+            manager = producer._transaction_manager  # noqa: SLF001
+            self._join_transaction = manager.maybe_add_partition_to_transaction
+
+    def append(
+        self, timestamp_ms: int | None, key: bytes | None, value: bytes | None, headers: Headers, size: int
+    ) -> Any:
+        """Queue a message; the future of its acknowledgement."""
+        if self._partition is None or headers or size > self._most_bytes:
+            partition = self._partition.partition if self._partition is not None else None
+            return self._producer.send(self._topic, value, key, list(headers), partition, timestamp_ms)
+        if self._join_transaction is not None:
+            self._join_transaction(self._partition)
+        future, full, new, _ = self._queue(self._partition, timestamp_ms, key, value, ())
+        if full or new:
+            self._wake_up()
+        return future
 
 
 class Sink:
@@ -39,7 +76,7 @@ class Sink:
         self.outstanding_bytes = 0
         self.failure: Exception | None = None
         self._pending: deque[tuple[Any, int]] = deque()
-        self._latest: dict[tuple[str, int | None], Any] = {}
+        self._places: dict[tuple[str, int | None], _Place] = {}
         self._overrides: Settings = overrides
         self._producer: Any = None
 
@@ -78,15 +115,16 @@ class Sink:
         self.sent += 1
         if self.failure is not None:
             return
+        size = len(value or b"") + len(key or b"")
         try:
-            future = self._queue(topic, (value, key, list(headers)), partition, timestamp_ms)
+            place = self._places.get((topic, partition)) or self._place(topic, partition)
+            future = place.append(timestamp_ms, key, value, headers, size)
         except KafkaError as error:
             self._fail(error)
             return
-        size = len(value or b"") + len(key or b"")
         self.outstanding_bytes += size
         self._pending.append((future, size))
-        self._latest[topic, partition] = future
+        place.latest = future
 
     def settle(self) -> int:
         """Take note of the acknowledgements that have come in; returns `acknowledged`."""
@@ -105,20 +143,21 @@ class Sink:
 
         It runs on the sender thread, once for each partition: the latest call is the one that counts.
         """
-        for future in self._latest.values():
-            future.add_both(lambda _: called(time.monotonic()))
-        self._latest.clear()
+        for place in self._places.values():
+            if place.latest is not None:
+                place.latest.add_both(lambda _: called(time.monotonic()))
+                place.latest = None
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything is acknowledged; False if that did not happen in time or something failed."""
-        if self._producer is not None and self._pending:
-            try:
-                self._producer.flush(timeout=timeout_s)
-            except KafkaTimeoutError:
-                self.settle()
+        deadline_s = time.monotonic() + timeout_s
+        while self.settle() < self.sent and self._pending and self.failure is None:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
                 return False
-        self.settle()
-        return self.failure is None and not self._pending
+            with contextlib.suppress(KafkaError):  # `settle` looks at what came of it
+                self._pending[0][0].get(left_s)
+        return self.failure is None
 
     def partitions(self, topic: str) -> int:
         """How many partitions a topic has; raises BrokerError if it is missing or nobody answers."""
@@ -138,18 +177,19 @@ class Sink:
     def close(self, timeout_s: float) -> None:
         """Send what is queued if there is time, then end. Never raises, leaves no thread behind."""
         if self._producer is not None:
-            close_producer(self._producer, timeout_s)
+            clean = self.flush(timeout_s)
+            close_producer(self._producer, timeout_s if clean else 0.0)
             self._producer = None
+        self._places.clear()
         self.settle()
 
-    def _queue(self, topic: str, message: _Message, partition: int | None, timestamp_ms: int | None) -> Any:
+    def _place(self, topic: str, partition: int | None) -> "_Place":
+        """Where messages go; asks for the topic's partitions the first time."""
         producer = self._producer or self.connect()
-        try:
-            return producer.send(topic, *message, partition, timestamp_ms)
-        except ValueError:  # no such partition
-            if partition is None:
-                raise
-            return producer.send(topic, *message, None, timestamp_ms)
+        known = producer.partitions_for(topic)
+        place = _Place(producer, topic, partition if partition in known else None)
+        self._places[topic, partition] = place
+        return place
 
     def _fail(self, error: Exception) -> None:
         if self.failure is None:

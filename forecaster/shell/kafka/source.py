@@ -21,7 +21,7 @@ from kafka.errors import (
     OffsetOutOfRangeError,
     UnknownTopicOrPartitionError,
 )
-from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
+from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata
 
 from forecaster.errors import BrokerError
 from forecaster.shell.kafka.client import connect, fatal, member_settings
@@ -90,6 +90,7 @@ class Source:
             return []
         try:
             batches = consumer.poll(timeout_ms=round(timeout_s * 1000))
+            _keep_joining(consumer)
             records = [record for batch in batches.values() for record in to_records(batch)]
             self._watch(consumer, [partition.partition for partition in batches])
         except (NoOffsetForPartitionError, OffsetOutOfRangeError, LogTruncationError) as error:
@@ -453,6 +454,16 @@ class Source:
         self, offsets: Mapping[int, int], metadata: str
     ) -> dict[TopicPartition, OffsetAndMetadata]:
         return {self._tp(p): OffsetAndMetadata(offset, metadata, -1) for p, offset in offsets.items()}
+
+
+def _keep_joining(consumer: KafkaConsumer) -> None:
+    """A join that outlives a poll is forgotten by the library if it began because the topic changed.
+
+    The member then neither joins nor sends heartbeats nor commits, for good; asking to join once more mends that.
+    """
+    coordinator = consumer._coordinator  # noqa: SLF001
+    if coordinator.state == MemberState.REBALANCING:
+        coordinator.request_rejoin()
 
 
 def _require_topic(consumer: KafkaConsumer, topic: str) -> None:
