@@ -79,9 +79,9 @@ class Prediction(msgspec.Struct, frozen=True):
     status: Annotated[
         Status,
         Meta(
-            description="cold: no history of its own, widths come from other series. warming: too little"
-            " history for the network, or no network yet. ok: the network took part. fallback: the"
-            " network gave no usable number, or was left out on purpose; the other experts answered."
+            description="Who answered. cold: no network serves yet. warming: the series has fewer steps than"
+            " the network needs; widths may come from other series. ok: the network took part. fallback: the"
+            " network gave a number that is not finite; the other experts answered."
         ),
     ]
     anomaly: Annotated[
@@ -182,7 +182,7 @@ class Encoder:
             _texts(quantiles),
             _texts(mean),
             map(str.encode, batch.status),
-            [b"null"] * rows if anomaly is None else _texts(anomaly),
+            [b"null"] * rows if anomaly is None else _texts(anomaly.round(4)),
             batch.partition,
             batch.offset,
             strict=True,
