@@ -170,7 +170,7 @@ def perceive(
 ) -> tuple[Rows, Percept]:
     """Take in one step: everything but the network, the mix and its corrections.
 
-    The changes hold the old carry, errors, regrets and corrections; `foretell`, or training, replaces them.
+    The changes hold the old carry, regrets and corrections, and what waited; `foretell` replaces them.
     """
     batch = idx.shape[0]
 
@@ -179,16 +179,18 @@ def perceive(
 
     count, base, value, packed = read(rows.count), read(rows.base), steps.value, read(rows.running)
     running, holt_level, holt_slope = features.unpack(packed[:, :-2]), packed[:, -2], packed[:, -1]
-    error = read(rows.error)
 
     # what waited for this value
     h = jnp.arange(1, horizon + 1)
     settled = (count[:, None] >= h) & steps.valid[:, None]
     origin = table.origins(rows.origin, idx, count, horizon)
-    actual = jnp.where(settled, (value[:, None] - origin[..., 0]) / jnp.where(settled, origin[..., 1], 1.0), 0.0)
+    actual = jnp.where(
+        settled, (value[:, None] - origin[..., 0]) / jnp.where(settled, origin[..., 1], 1.0), 0.0
+    )
     lines = table.origins(rows.lines, idx, count, horizon).astype(jnp.float32)
     curves = table.due(rows.curves, idx, count, horizon).astype(jnp.float32)
     points = experts.assemble(lines, curves)
+    error = experts.follow(read(rows.error), points, actual, settled, count)
 
     # the window and the statistics
     past = table.lagged(
@@ -217,7 +219,11 @@ def perceive(
     # the linear expert
     linear = _unpack_linear(read(rows.linear))
     oldest = table.whole(rows.regressors, idx)[jnp.arange(batch), jnp.remainder(count, horizon)]
-    path = jnp.concatenate([past[:, -(horizon - 1) :], value[:, None]], axis=1) if horizon > 1 else value[:, None]
+    path = (
+        jnp.concatenate([past[:, -(horizon - 1) :], value[:, None]], axis=1)
+        if horizon > 1
+        else value[:, None]
+    )
     target = features.squash((path - origin[:, -1:, 0]) / jnp.maximum(origin[:, -1:, 1], 1e-30))
     usual = jnp.maximum(error[:, -1].mean(1), 1e-3)
     linear = experts.learn(linear, oldest, jnp.clip(target, -30.0, 30.0), usual, settled[:, -1])
@@ -287,7 +293,9 @@ def perceive(
     return changes, percept
 
 
-def curves_now(percept: Percept, network: Float[Array, "batch horizon"]) -> Float[Array, "batch horizon curve"]:
+def curves_now(
+    percept: Percept, network: Float[Array, "batch horizon"]
+) -> Float[Array, "batch horizon curve"]:
     """The points that wait for their targets one by one; NaN from an expert that has nothing to say."""
     seasonal = jnp.where(percept.has_season[:, None], percept.seasonal, jnp.nan)
     return _half(jnp.stack([network, seasonal, percept.linear], axis=-1))
@@ -333,15 +341,14 @@ def foretell(
     anomaly = jnp.where(settled[:, 0], score.anomaly(waited[:, 0], actual[:, 0], median), jnp.nan)
     slope = score.below(waited, actual) - jnp.asarray(levels, jnp.float32)
     blend = Blend(changes.error, changes.regret[:, 0], changes.regret[:, 1])
-    age = jnp.maximum(count[:, None] - jnp.arange(1, spec.horizon + 1), 0).astype(jnp.float32)
-    blend, unit = experts.settle(blend, percept.points, waited, slope, actual, settled, age, levels)
+    blend, unit = experts.settle(blend, percept.points, waited, slope, settled, levels)
     correction = calibrate.settle(
         Correction(changes.affine, changes.offset), waited, slope, unit, settled, median
     )
 
     # 2. one cell step, and the head
     moved, y = model.step(spec, serving.params, changes.carry, percept.x)
-    network = model.head(spec, serving.params, y, percept.x, percept.direct)
+    network = model.quantiles(spec, serving.params, y, percept.x, percept.direct)
     finite = jnp.isfinite(network).all((1, 2)) & jnp.isfinite(moved).all(1)
     carry = jnp.where(finite[:, None], moved, 0.0)
     network = jnp.where(finite[:, None, None], network, 0.0)
@@ -360,7 +367,6 @@ def foretell(
 
     changes = changes._replace(
         curves=curves,
-        error=blend.error,
         regret=jnp.stack([blend.regret, blend.square], axis=1),
         carry=carry,
         pending=quantiles,
@@ -406,7 +412,9 @@ def advance_rounds(
 # --------------------------------------------------------------------------- after a swap
 
 
-def rewarm(spec: ModelSpec, serving: Serving, rows: Rows, idx: Int[Array, " batch"]) -> Float[Array, "batch unit"]:
+def rewarm(
+    spec: ModelSpec, serving: Serving, rows: Rows, idx: Int[Array, " batch"]
+) -> Float[Array, "batch unit"]:
     """The carry of each row after re-running its window with the serving model.
 
     A carry belongs to a model: after a swap a row is warmed up again by this, in the batch that next touches it.

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from forecaster.core.model import in_order
+
 LEVEL_RATE = 0.01  # of the mix's error, for each settled forecast
 LEVEL_FADE = 0.001
 AFFINE_RATE = 0.01
@@ -34,21 +36,6 @@ def correct(
     centre = quantiles[..., median : median + 1]
     shift, widening = correction.affine[:, 0, :, None], correction.affine[:, 1, :, None]
     return in_order(centre + shift + (quantiles - centre) * jnp.exp(widening) + correction.offset, median)
-
-
-def in_order(quantiles: Float[Array, "*batch level"], median: int) -> Float[Array, "*batch level"]:
-    """Crossing quantiles pushed outward from the median, which stays: each at least as far out as the one inside it."""
-    above, below = quantiles[..., median:], -jnp.flip(quantiles[..., : median + 1], -1)
-    return jnp.concatenate([-jnp.flip(_rising(below), -1), _rising(above)[..., 1:]], axis=-1)
-
-
-def _rising(x: Array) -> Array:
-    """The running maximum along the last axis, by doubling: a handful of vector operations."""
-    size, step = x.shape[-1], 1
-    while step < size:
-        x = jnp.concatenate([x[..., :step], jnp.maximum(x[..., step:], x[..., :-step])], axis=-1)
-        step *= 2
-    return x
 
 
 def settle(

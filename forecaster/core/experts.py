@@ -85,7 +85,9 @@ def spread_lines(lines: Float[Array, "batch *at line"], horizon: int) -> list[Ar
     return [fast + 0 * h, slow + 0 * h, level + slope * damped(horizon), drift * h]
 
 
-def assemble(lines: Array, curves: Float[Array, "batch horizon curve"]) -> Float[Array, "batch expert horizon"]:
+def assemble(
+    lines: Array, curves: Float[Array, "batch horizon curve"]
+) -> Float[Array, "batch expert horizon"]:
     """All experts' points, in the order of NAMES."""
     horizon = curves.shape[1]
     network, seasonal, linear = (curves[..., i] for i in range(CURVES))
@@ -94,9 +96,7 @@ def assemble(lines: Array, curves: Float[Array, "batch horizon curve"]) -> Float
     )
 
 
-def weights(
-    blend: Blend, awake: Bool[Array, "batch expert horizon"]
-) -> Float[Array, "batch expert horizon"]:
+def weights(blend: Blend, awake: Bool[Array, "batch expert horizon"]) -> Float[Array, "batch expert horizon"]:
     """Share of each expert in the mix; those that are not `awake` have nothing to say and get none."""
     rate = jnp.minimum(RATE_LIMIT, 1 / jnp.sqrt(blend.square + 0.2))
     score = jnp.where(awake, PRIOR[:, None] + rate * blend.regret, -jnp.inf)
@@ -126,9 +126,7 @@ def settle(
     points: Float[Array, "batch expert horizon"],
     published: Float[Array, "batch horizon level"],
     slope: Float[Array, "batch horizon level"],
-    actual: Float[Array, "batch horizon"],
     settled: Bool[Array, "batch horizon"],
-    age: Float[Array, "batch horizon"],
     levels: tuple[float, ...],
 ) -> tuple[Blend, Float[Array, "batch horizon"]]:
     """Learn from what came; also the mix's own mean absolute error, the unit of the corrections.
@@ -137,7 +135,6 @@ def settle(
 
     `slope` is the derivative of the pinball loss at the published quantiles; the excess loss of an expert is the slope
     times the distance of its quantiles from the published ones. The network's are taken to be as wide as published.
-    `age` (batch, horizon) is how many forecasts have been settled before.
     """
     awake = jnp.isfinite(points)
     points = jnp.where(awake, points, 0.0)
@@ -158,10 +155,21 @@ def settle(
     square = fade * blend.square + gain**2
     rate = jnp.minimum(RATE_LIMIT, 1 / jnp.sqrt(square + 0.2))
     regret = fade * blend.regret + gain * (1 - rate * gain)
-    miss = jnp.minimum(jnp.abs(actual[:, None] - points), 20 * blend.error + 1e-6)
-    step = keep * jnp.maximum(ERROR_RATE, 1 / (age + 5.0))[:, None]
-    error = blend.error + step * (miss - blend.error)
-    return Blend(error, regret, square), unit
+    return Blend(blend.error, regret, square), unit
+
+
+def follow(
+    error: Float[Array, "batch expert horizon"],
+    points: Float[Array, "batch expert horizon"],
+    actual: Float[Array, "batch horizon"],
+    settled: Bool[Array, "batch horizon"],
+    count: Array,
+) -> Float[Array, "batch expert horizon"]:
+    """The experts' mean absolute errors after what came; `count` (batch,) is the number of steps before it."""
+    miss = jnp.minimum(jnp.abs(actual[:, None] - points), 20 * error + 1e-6)
+    age = jnp.maximum(count[:, None] - jnp.arange(1, actual.shape[1] + 1), 0).astype(jnp.float32)
+    rate = jnp.maximum(ERROR_RATE, 1 / (age + 5.0))[:, None]
+    return jnp.where(settled[:, None] & jnp.isfinite(points), error + rate * (miss - error), error)
 
 
 # --------------------------------------------------------------------------- the linear expert

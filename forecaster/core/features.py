@@ -54,7 +54,9 @@ class Running(NamedTuple):
     still: Array  # share of steps without a change
     echo: Array  # mean product of successive changes, in squared scales
     mean: Array  # (batch, MEANS), exponentially weighted means of the value
-    season: Array  # (batch, SEASONS), mean absolute change over each candidate period; 0 until it has been seen
+    season: (
+        Array  # (batch, SEASONS), mean absolute change over each candidate period; 0 until it has been seen
+    )
 
 
 SCALARS = 11
@@ -211,13 +213,20 @@ def recurrent_inputs(
     def ago(k: int) -> Array:
         return values[:, LEAD - k : LEAD - k + time]
 
-    sums = jnp.cumsum(jnp.pad(values - now[:, -1:], ((0, 0), (1, 0))), axis=1)  # of small numbers: float32 keeps them
+    def moving_mean(x: Array, w: int) -> Array:
+        """Of the w entries up to each of the last `time`."""
+        if time == 1:
+            return x[:, -w:].mean(1, keepdims=True)
+        sums = jnp.cumsum(jnp.pad(x, ((0, 0), (1, 0))), axis=1)
+        end = sums.shape[1]
+        return (sums[:, end - time :] - sums[:, end - time - w : end - w]) / w
+
+    small = values - now[:, -1:]  # float32 keeps small numbers
+    recent = moving_mean(jnp.abs(jnp.diff(values, axis=1)), 8)
 
     def mean(w: int) -> Array:
-        return (sums[:, LEAD + 1 :] - sums[:, LEAD + 1 - w : LEAD + 1 - w + time]) / w + now[:, -1:]
+        return moving_mean(small, w) + now[:, -1:]
 
-    steps = jnp.cumsum(jnp.pad(jnp.abs(jnp.diff(values, axis=1)), ((0, 0), (1, 0))), axis=1)
-    recent = (steps[:, LEAD:] - steps[:, LEAD - 8 : LEAD - 8 + time]) / 8
     level, spread = running.level[:, None], jnp.maximum(running.spread, 1e-30)[:, None]
     usual = jnp.maximum(running.dt_s, 1e-6)[:, None]
     trust = season.trust[:, None]
@@ -317,7 +326,17 @@ def direct_inputs(
         axis=1,
     )
     return jnp.concatenate(
-        [sight.lags, sight.means, habits, sight.best[:, 1:], sight.cycle, sight.second[:, 1:], linear, errors], axis=1
+        [
+            sight.lags,
+            sight.means,
+            habits,
+            sight.best[:, 1:],
+            sight.cycle,
+            sight.second[:, 1:],
+            linear,
+            errors,
+        ],
+        axis=1,
     )
 
 

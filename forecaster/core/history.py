@@ -13,25 +13,26 @@ No target of a training origin lies at or after the first hold-out origin. No ne
 
 from collections.abc import Sequence
 from enum import IntEnum
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from numpy.typing import NDArray
 from pydantic import Field
 
-from forecaster.core import features
-from forecaster.core.features import Running
+from forecaster.core import features, table
+from forecaster.core.advance import Loan, Steps, layout, perceive, plant, unlent
 from forecaster.core.model import ModelSpec
 from forecaster.core.spec import Spec
+from forecaster.core.table import Rows
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-LANES, CHUNK = 64, 256  # series side by side and steps in one call of the scan over running statistics
-ROWS = 4096  # steps whose inputs are computed in one call
+LANES, CHUNK = 32, 256  # series side by side and steps in one call of the fold
 TARGET_CAP = 1e3  # running scales; what jumps further teaches nothing more
 WEIGHT_CAP = 10.0  # times the series' mean change; one burst must not own the loss
 FIRST_CHANGES = 8  # steps whose mean change a series is lent as its first scale
@@ -140,7 +141,6 @@ def prepare(
     on the same origins.
     """
     flat = _flatten(history)
-    running = _running(flat, periods)
     kept, begin, end = _keep(flat, spec, seed)
     split = end - np.round((end - begin) * spec.holdout_ratio).astype(np.int64)
     index = np.concatenate(
@@ -152,7 +152,7 @@ def prepare(
     usable = _usable(history, flat, spans)
     ahead = index[:, None] + np.arange(1, model.horizon + 1)
     known = (ahead < flat.end[flat.series[index]][:, None]) & usable[np.minimum(ahead, len(flat.value) - 1)]
-    inputs, direct, scale = _inputs(flat, running, periods, index, model.horizon)
+    inputs, direct, scale = _experience(flat, periods, index, model)
     change = flat.value[np.minimum(ahead, len(flat.value) - 1)] - flat.value[index][:, None]
     target = np.clip(change / scale[:, None], -TARGET_CAP, TARGET_CAP)
     usual = np.array([_mean_change(flat, b, s) for b, s in zip(begin, split, strict=True)])
@@ -243,140 +243,85 @@ def _floor(flat: _Flat, index: Ints, owner: Ints, series: int) -> NDArray[np.flo
     return features.SCALE_FLOOR * magnitude + 1e-12
 
 
-# --- running statistics -------------------------------------------------------------------------------
+# --- what serving would have seen ---------------------------------------------------------------------
 
 
-@jax.jit
-def _scan(running: Running, count: Any, columns: tuple[Any, ...], periods: Any) -> tuple[Running, Running]:
-    """Observe CHUNK steps of LANES series; the statistics after each step have the time axis first."""
+class _Seen(NamedTuple):
+    """Of each step of `index`, as serving makes it one by one."""
 
-    def step(carry: tuple[Running, Any], now: tuple[Any, ...]) -> tuple[tuple[Running, Any], Running]:
-        state, n = carry
-        state = features.observe(state, n, *now, periods)
-        return (state, n + 1), state
-
-    (running, _), each = jax.lax.scan(step, (running, count), columns)
-    return running, each
+    inputs: Floats  # (step, recurrent input)
+    direct: Floats  # (step, direct input)
+    scale: Floats  # (step,)
 
 
-def _running(flat: _Flat, periods: NDArray[np.int32]) -> Running:
-    """Running statistics after every step; each column (step,), `season` (step, SEASONS), on the host."""
-    steps = len(flat.value)
-    out = Running(
-        *(np.zeros(steps, np.float32) for _ in range(6)), np.zeros((steps, len(periods)), np.float32)
+@partial(jax.jit, static_argnames="horizon")
+def _scan(
+    rows: Rows, columns: Steps, periods: Array, *, horizon: int
+) -> tuple[Rows, tuple[Array, Array, Array]]:
+    """Perceive CHUNK steps of LANES series; what is seen has the time axis first."""
+    lanes = jnp.arange(LANES)
+
+    def step(rows: Rows, now: Steps) -> tuple[Rows, tuple[Array, Array, Array]]:
+        changes, percept = perceive(rows, lanes, now, periods, horizon)
+        moved = table.write(rows, jnp.where(now.valid, lanes, LANES), changes)
+        return moved, (percept.x, percept.direct, percept.scale)
+
+    return jax.lax.scan(step, rows, columns)
+
+
+def _experience(flat: _Flat, periods: NDArray[np.int32], index: Ints, model: ModelSpec) -> _Seen:
+    """What the fold sees at the steps `index`, run over every series from its first step."""
+    place = np.full(len(flat.value), -1, np.int64)
+    place[index] = np.arange(len(index))
+    seen = _Seen(
+        np.zeros((len(index), features.RECURRENT), np.float32),
+        np.zeros((len(index), features.direct_size(model.horizon)), np.float32),
+        np.ones(len(index), np.float32),
     )
-    longest = np.argsort(flat.begin - flat.end, kind="stable")
+    wanted = np.unique(flat.series[index])
+    longest = wanted[np.argsort((flat.begin - flat.end)[wanted], kind="stable")]
     for start in range(0, len(longest), LANES):
-        _run_lanes(flat, periods, longest[start : start + LANES], out)
-    return out
+        _run_lanes(flat, periods, longest[start : start + LANES], model, place, seen)
+    return seen
 
 
-def _run_lanes(flat: _Flat, periods: NDArray[np.int32], lanes: Ints, out: Running) -> None:
+def _run_lanes(
+    flat: _Flat, periods: NDArray[np.int32], lanes: Ints, model: ModelSpec, place: Ints, seen: _Seen
+) -> None:
     begin, end = flat.begin[lanes], flat.end[lanes]
-    lent = np.array(
-        [_mean_change(flat, b, min(b + FIRST_CHANGES, e)) for b, e in zip(begin, end, strict=True)]
-    )
+    rows = _planted(flat, lanes, model)
     pad = LANES - len(lanes)
-    state = features.newborn(jnp.asarray(np.pad(lent.astype(np.float32), (0, pad))))
     for done in range(0, int((end - begin).max(initial=0)), CHUNK):
         at = begin[None, :] + done + np.arange(CHUNK)[:, None]
         real = at < end[None, :]
-        at = np.clip(at, 0, max(len(flat.value) - 1, 0))
-        columns = _observations(flat, at, lanes, periods)
-        padded = tuple(np.pad(c, [(0, 0), (0, pad)] + [(0, 0)] * (c.ndim - 2)) for c in columns)
-        state, each = _scan(state, jnp.full(LANES, done, jnp.int32), padded, periods)
-        for whole, part in zip(out, each, strict=True):
-            whole[at[real]] = np.asarray(part)[:, : len(lanes)][real]
+        at = np.minimum(at, end[None, :] - 1)
+        steps = Steps(
+            flat.relative(at, np.broadcast_to(lanes, at.shape)),
+            (flat.time_s[at] - flat.time_s[np.maximum(at - 1, begin)]).astype(np.float32),
+            (flat.time_s[at] / features.DAY_S % features.WEEK_DAYS).astype(np.float32),
+            np.zeros(at.shape, np.bool_),
+            real,
+        )
+        padded = Steps(*(np.pad(column, ((0, 0), (0, pad))) for column in steps))
+        rows, each = _scan(rows, padded, jnp.asarray(periods), horizon=model.horizon)
+        to = place[at]
+        kept = real & (to >= 0)
+        for whole, part in zip(seen, each, strict=True):
+            whole[to[kept]] = np.asarray(part)[:, : len(lanes)][kept]
 
 
-def _observations(flat: _Flat, at: Ints, lanes: Ints, periods: NDArray[np.int32]) -> tuple[Floats, ...]:
-    """What `features.observe` takes, for steps `at` (time, lane) of the series `lanes`."""
-    owner = np.broadcast_to(lanes, at.shape)
-
-    def ago(steps: Any) -> Floats:
-        first = flat.begin[lanes]
-        if np.ndim(steps):
-            back = np.maximum(at[..., None] - steps, first[None, :, None])
-            return flat.relative(back, owner[..., None])
-        return flat.relative(np.maximum(at - steps, first), owner)
-
-    before = np.maximum(at - 1, flat.begin[lanes])
-    dt_s = (flat.time_s[at] - flat.time_s[before]).astype(np.float32)
-    return ago(0), dt_s, ago(1), ago(features.NAIVE_STEPS), ago(periods)
-
-
-# --- inputs -------------------------------------------------------------------------------------------
-
-
-@jax.jit
-def _seasons(running: Running, count: Any, periods: Any) -> Any:
-    return features.choose_seasons(running, count, periods)
-
-
-@lru_cache
-def _compiled() -> Any:
-    def rows(
-        values: Any, dt_s: Any, week: Any, seasonal: Any, base: Any, running: Running, seasons: Any, lags: Any
-    ) -> Any:
-        scale = features.floored(running.scale, values[:, -1] + base)
-        inputs = features.recurrent_inputs(
-            values,
-            scale[:, None],
-            dt_s[:, None],
-            week[:, None],
-            running.age_s[:, None],
-            seasonal[:, None],
-            base,
-            running,
-            seasons[0],
-        )[:, 0]
-        recent = values[:, values.shape[1] - features.LAGS - 1 :]
-        return inputs, features.direct_inputs(recent, *lags, scale, seasons), scale
-
-    return jax.jit(rows)
-
-
-def _inputs(
-    flat: _Flat, running: Running, periods: NDArray[np.int32], index: Ints, horizon: int
-) -> tuple[Floats, Floats, Floats]:
-    """Inputs of the cells, of the head, and scales at each step of `index`, as serving makes them one by one."""
-    widths = (features.RECURRENT,), (features.direct_size(horizon),), ()
-    columns = tuple(np.zeros((len(index), *width), np.float32) for width in widths)
-    for start in range(0, len(index), ROWS):
-        real = index[start : start + ROWS]
-        at = np.pad(real, (0, ROWS - len(real)), mode="edge")
-        here = Running(*(column[at] for column in running))
-        count = (at - flat.begin[flat.series[at]]).astype(np.int32)
-        seasons = _seasons(here, count, periods)
-        rows = _compiled()(*_looking_back(flat, at, here, seasons, horizon))
-        for column, row in zip(columns, rows, strict=True):
-            column[start : start + len(real)] = np.asarray(row)[: len(real)]
-    inputs, direct, scale = columns
-    return inputs, direct, scale
-
-
-def _looking_back(flat: _Flat, at: Ints, here: Running, seasons: Any, horizon: int) -> tuple[Any, ...]:
-    owner, column = flat.series[at], at[:, None]
-    best, second = (np.asarray(season.period, np.int64)[:, None] for season in seasons)
-
-    def back(steps: Ints) -> Floats:
-        return flat.relative(flat.ago(column, steps), owner[:, None])
-
-    def ahead(period: Ints) -> Floats:
-        h = np.arange(1, horizon + 1)
-        cycles = -(-h // np.maximum(period, 1))
-        return back(np.where(period > 0, cycles * period - h, 0))
-
-    return (
-        back(np.arange(features.LEAD, -1, -1)),
-        (flat.time_s[at] - flat.time_s[flat.ago(at, 1)]).astype(np.float32),
-        (flat.time_s[at] / features.DAY_S % features.WEEK_DAYS).astype(np.float32),  # as the fold has it
-        np.concatenate([back(best), back(np.maximum(best - 1, 0))], axis=1),
-        flat.base[owner],
-        here,
-        seasons,
-        (ahead(best), ahead(second)),
-    )
+def _planted(flat: _Flat, lanes: Ints, model: ModelSpec) -> Rows:
+    """Rows of newborn series, each lent the scale of its own first changes; without what only serving needs."""
+    sizes = layout(model)._replace(carry=0, levels=0)
+    first = [
+        _mean_change(flat, b, min(b + FIRST_CHANGES, e))
+        for b, e in zip(flat.begin[lanes], flat.end[lanes], strict=True)
+    ]
+    base = np.pad(flat.base[lanes], (0, LANES - len(lanes)))
+    share = np.pad(np.array(first), (0, LANES - len(lanes))) / np.maximum(np.abs(base), 1e-12)
+    loan = unlent(model)._replace(offset=jnp.zeros((model.horizon, 0)))
+    lent = Loan(jnp.asarray(share, jnp.float32), *(jnp.stack([part] * LANES) for part in loan[1:]))
+    return plant(table.empty(sizes, LANES), jnp.arange(LANES), jnp.asarray(base), lent)
 
 
 # --- seasons ------------------------------------------------------------------------------------------

@@ -91,6 +91,16 @@ class Model(NamedTuple):
         return self.card.version
 
 
+class Norm(nnx.Module):
+    """Standardisation of inputs and outputs, measured once on what a model was first trained on; not learned."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        inputs, direct = features.RECURRENT, features.direct_size(spec.horizon)
+        self.input_mean, self.input_rate = nnx.Param(jnp.zeros(inputs)), nnx.Param(jnp.ones(inputs))
+        self.direct_mean, self.direct_rate = nnx.Param(jnp.zeros(direct)), nnx.Param(jnp.ones(direct))
+        self.out = nnx.Param(jnp.ones(spec.horizon))
+
+
 class Network(nnx.Module):
     """Stacked cells, then a head over the last layer's output and the direct inputs."""
 
@@ -100,10 +110,10 @@ class Network(nnx.Module):
         self.cells = nnx.List([make(size, spec.hidden, rngs=rngs) for size in sizes])
         direct = features.direct_size(spec.horizon) + features.RECURRENT
         out = spec.horizon * len(spec.levels)
-        small = nnx.initializers.normal(1e-2)
+        self.norm = Norm(spec)
         self.blend = nnx.Linear(spec.hidden + direct, spec.hidden, rngs=rngs)
-        self.out = nnx.Linear(spec.hidden, out, kernel_init=small, rngs=rngs)
-        self.skip = nnx.Linear(direct, spec.horizon, use_bias=False, kernel_init=small, rngs=rngs)
+        self.out = nnx.Linear(spec.hidden, out, rngs=rngs)
+        self.skip = nnx.Linear(direct, spec.horizon, use_bias=False, rngs=rngs)
 
 
 @lru_cache
@@ -130,15 +140,19 @@ def init(spec: ModelSpec, seed: int) -> Params:
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if len(shape) == 1:
-            return np.zeros(shape)
+            return np.ones(shape) if name in _RATES else np.zeros(shape)
         if "dense_h" in name:
             gates = shape[1] // spec.hidden
             return np.concatenate(
                 [np.linalg.qr(rng.normal(size=(shape[0], shape[0])))[0] for _ in range(gates)], 1
             )
-        return rng.normal(size=shape) * (1e-2 if name.startswith(("out", "skip")) else shape[0] ** -0.5)
+        return rng.normal(size=shape) * shape[0] ** -0.5 * _SMALL.get(name.split(".")[0], 1.0)
 
     return {name: jnp.asarray(draw(name, p.shape), jnp.float32) for name, p in sorted(shapes(spec).items())}
+
+
+_RATES = frozenset({"norm.input_rate", "norm.direct_rate", "norm.out"})
+_SMALL = {"out": 0.1, "skip": 0.0}
 
 
 def shapes(spec: ModelSpec) -> dict[str, jax.ShapeDtypeStruct]:
@@ -171,7 +185,8 @@ def step(
     spec: ModelSpec, params: Params, carry: Float[Array, "batch unit"], x: Float[Array, "batch feature"]
 ) -> tuple[Float[Array, "batch unit"], Float[Array, "batch hidden"]]:
     """Advance the carry by one step; also the last layer's output, which the head reads."""
-    net, carries, y = _network(spec, params), _unpack(spec, carry), x
+    net, carries = _network(spec, params), _unpack(spec, carry)
+    y = _standard(x, net.norm.input_mean, net.norm.input_rate)
     for i, cell in enumerate(net.cells):
         carries[i], y = cell(carries[i], y)
     return _pack(carries), y
@@ -190,7 +205,8 @@ def unroll(
     With a `key`, outputs between and after the layers are dropped out, never the recurrent path
     (Zaremba et al. 2014, arXiv:1409.2329).
     """
-    net, carries, ys = _network(spec, params), _unpack(spec, carry), jnp.swapaxes(xs, 0, 1)
+    net, carries = _network(spec, params), _unpack(spec, carry)
+    ys = jnp.swapaxes(_standard(xs, net.norm.input_mean, net.norm.input_rate), 0, 1)
     kept = jnp.ones(ys.shape[:2], bool) if mask is None else jnp.swapaxes(mask, 0, 1)
     for i, cell in enumerate(net.cells):
 
@@ -206,26 +222,84 @@ def unroll(
     return _pack(carries), jnp.swapaxes(ys, 0, 1)
 
 
+def _standard(x: Array, mean: Any, rate: Any) -> Array:
+    return jnp.clip((x - mean.get_value()) * rate.get_value(), -FARTHEST, FARTHEST)
+
+
 def head(
-    spec: ModelSpec, params: Params, y: Float[Array, "*batch hidden"], x: Array, direct: Array
+    spec: ModelSpec,
+    params: Params,
+    y: Float[Array, "*batch hidden"],
+    x: Float[Array, "*batch feature"],
+    direct: Float[Array, "*batch feature"],
 ) -> Float[Array, "*batch horizon level"]:
-    """Quantiles of each step ahead, increasing by construction: a median, and positive distances outward."""
+    """The quantile of each level and step ahead as the network draws it, which need not be in order.
+
+    Every level is a sum of a line through the inputs, the same for all levels, and its own of the hidden units; both
+    are in squashed scales, so that a forecast of a thousand scales is within reach.
+    """
     net = _network(spec, params)
-    seen = jnp.concatenate([x, direct], axis=-1)
+    seen = jnp.concatenate(
+        [
+            _standard(x, net.norm.input_mean, net.norm.input_rate),
+            _standard(direct, net.norm.direct_mean, net.norm.direct_rate),
+        ],
+        axis=-1,
+    )
     hidden = nnx.silu(net.blend(jnp.concatenate([y, seen], axis=-1)))
-    out = net.out(hidden).reshape(*y.shape[:-1], spec.horizon, len(spec.levels))
-    m = spec.median
-    median = out[..., m : m + 1] + net.skip(seen)[..., None]
-    gaps = nnx.softplus(out)
-    below = jnp.flip(jnp.cumsum(jnp.flip(gaps[..., :m], -1), -1), -1)
-    above = jnp.cumsum(gaps[..., m + 1 :], -1)
-    return jnp.concatenate([median - below, median, median + above], axis=-1)
+    shape = (*y.shape[:-1], spec.horizon, len(spec.levels))
+    drawn = (hidden @ net.out.kernel.get_value()).reshape(shape) + net.skip(seen)[..., None]
+    start = net.out.bias.get_value().reshape(shape[-2:])
+    return features.unsquash(drawn * net.norm.out.get_value()[:, None] + start)
 
 
-def shape_head(spec: ModelSpec, params: Params, quantiles: np.ndarray) -> Params:
-    """Parameters whose head starts from these `quantiles` (horizon, level) wherever the inputs say nothing."""
-    m = spec.median
-    gaps = np.maximum(np.abs(np.diff(quantiles, axis=1)), 1e-3)
-    raw = np.log(np.expm1(gaps))  # inverse of softplus
-    bias = np.concatenate([raw[:, :m], quantiles[:, m : m + 1], raw[:, m:]], axis=1)
-    return params | {"out.bias": jnp.asarray(bias.reshape(-1), jnp.float32)}
+def quantiles(
+    spec: ModelSpec, params: Params, y: Array, x: Array, direct: Array
+) -> Float[Array, "*batch horizon level"]:
+    """What `head` draws, in order."""
+    return in_order(head(spec, params, y, x, direct), spec.median)
+
+
+def in_order(quantiles: Float[Array, "*batch level"], median: int) -> Float[Array, "*batch level"]:
+    """Crossing quantiles pushed outward from the median, which stays: each at least as far out as the one inside it."""
+    above, below = quantiles[..., median:], -jnp.flip(quantiles[..., : median + 1], -1)
+    return jnp.concatenate([-jnp.flip(_rising(below), -1), _rising(above)[..., 1:]], axis=-1)
+
+
+def _rising(x: Array) -> Array:
+    """The running maximum along the last axis, by doubling: a handful of vector operations."""
+    size, step = x.shape[-1], 1
+    while step < size:
+        x = jnp.concatenate([x[..., :step], jnp.maximum(x[..., step:], x[..., :-step])], axis=-1)
+        step *= 2
+    return x
+
+
+def standardised(
+    spec: ModelSpec, params: Params, inputs: np.ndarray, direct: np.ndarray, target: np.ndarray
+) -> Params:
+    """Fresh parameters fitted to what they will see: `inputs` (n, feature), `direct` (n, feature), `target` (n, horizon).
+
+    The head starts from the quantiles that the targets have, around the last value, wherever the inputs say nothing.
+    """
+    changes = np.asarray(features.squash(jnp.asarray(target)))
+    start = np.quantile(changes, spec.levels, axis=0).T
+    start = np.sort(start - start[:, spec.median, None], axis=1)
+    known: dict[str, np.ndarray] = {
+        "norm.input_mean": inputs.mean(0),
+        "norm.input_rate": _rate(inputs),
+        "norm.direct_mean": direct.mean(0),
+        "norm.direct_rate": _rate(direct),
+        "norm.out": np.maximum(np.abs(changes).mean(0), 1e-3),
+        "out.bias": start.reshape(-1),
+    }
+    return params | {name: jnp.asarray(value, jnp.float32) for name, value in known.items()}
+
+
+def _rate(x: np.ndarray) -> np.ndarray:
+    """One over the spread; 1 for what hardly varies."""
+    spread = x.std(0)
+    return 1 / np.where(spread < 1e-3, 1.0, spread)
+
+
+FARTHEST = 8.0  # spreads; inputs farther from the mean say no more

@@ -129,7 +129,9 @@ def retrain(
         serving=_serving_loss(serving, history, spec, shape, spans) if serving and comparable else None,
     )
     origins = {role.name.lower(): examples.count(role) for role in (Role.TRAIN, Role.HOLDOUT)}
-    decision = decide(losses, promote or PromoteSpec.model_validate({}), replaces=serving is not None and not comparable)
+    decision = decide(
+        losses, promote or PromoteSpec.model_validate({}), replaces=serving is not None and not comparable
+    )
     return Retrained(fitted.model, decision, fitted, origins)
 
 

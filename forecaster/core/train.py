@@ -28,6 +28,7 @@ from forecaster.core.score import pinball_loss
 HOLDOUT_WINDOWS = 192  # at most so many windows judge; more make the verdict slower, hardly surer
 NON_FINITE_STEPS = 5  # steps in a row without a finite gradient, from which the fit has diverged
 LEAST_ORIGINS = 200  # fewer teach a network nothing that the last value does not know
+WARM_UP_STEPS = 100  # of the learning rate
 LEAST_GAIN = 3e-4  # share of the loss; less does not renew the patience
 SAMPLE = 50_000  # targets whose quantiles the head starts from
 
@@ -35,9 +36,10 @@ SAMPLE = 50_000  # targets whose quantiles the head starts from
 class TrainSpec(HistorySpec):
     """How a network is fitted."""
 
-    steps: int = Field(1500, ge=1, description="Most gradient steps.")
-    batch: int = Field(1536, ge=1, description="Origins in a gradient step; whole spans are taken.")
-    learning_rate: float = Field(2e-3, gt=0, lt=1, description="Peak learning rate (AdamW).")
+    steps: int = Field(400, ge=1, description="Most gradient steps.")
+    warm_start_steps: int = Field(125, ge=1, description="Most gradient steps after a warm start.")
+    batch: int = Field(2048, ge=1, description="Origins in a gradient step; whole spans are taken.")
+    learning_rate: float = Field(2.5e-3, gt=0, lt=1, description="Peak learning rate (AdamW).")
     warm_start: bool = Field(True, description="Start from the serving model where the shapes agree.")
     warm_start_ratio: float = Field(
         0.5, gt=0, le=1, description="Share of the learning rate that a warm start is given."
@@ -48,7 +50,7 @@ class TrainSpec(HistorySpec):
         0.98, ge=0, lt=1, description="Decay of the average of the weights, which is what serves; 0: none."
     )
     evaluate_every: int = Field(25, ge=1, description="Steps from one look at the hold-out to the next.")
-    patience: int = Field(8, ge=1, description="Looks without gain after which the fit ends.")
+    patience: int = Field(6, ge=1, description="Looks without gain after which the fit ends.")
     seed: int = Field(0, ge=0, description="Seed of weights, windows and dropout.")
 
 
@@ -100,15 +102,17 @@ def fit(
         return Failure.NO_DATA
     pool, draw = _pool(examples), _draw(examples, spec)
     warm = parent is not None and spec.warm_start and fits(parent, shape)
+    steps = spec.warm_start_steps if warm else spec.steps
     start = _flat(parent.params if parent is not None and warm else _fresh(examples, spec, shape))
-    rate = spec.learning_rate * (spec.warm_start_ratio if warm else 1.0)
-    state = _State(
-        start, start, _optimiser(spec).init(start), jax.random.key(spec.seed), jnp.asarray(rate, jnp.float32)
-    )
+    state = _State(start, start, _optimiser(spec).init(start), jax.random.key(spec.seed))
+    peak = spec.learning_rate * (spec.warm_start_ratio if warm else 1.0)
+    schedule = _Schedule(jnp.float32(peak), jnp.float32(steps))
     losses = [_loss(start, pool, windows, examples, spec, shape)]
     best, best_step, gained, taken = start, 0, 0, 0
-    while taken < spec.steps:
-        state, loss = _train(state, pool, draw, jnp.asarray(taken, jnp.int32), spec=spec, shape=shape)
+    while taken < steps:
+        state, loss = _train(
+            state, pool, draw, schedule, jnp.asarray(taken, jnp.int32), spec=spec, shape=shape
+        )
         taken += spec.evaluate_every
         losses.append(_loss(state.average, pool, windows, examples, spec, shape))
         if not np.isfinite(losses[-1]):
@@ -118,7 +122,7 @@ def fit(
             best, best_step = state.average, taken
         if losses[-1] < before * (1 - LEAST_GAIN):
             gained = taken
-        going_on = progress(Progress(taken, spec.steps, float(loss), losses[-1], min(before, losses[-1])))
+        going_on = progress(Progress(taken, steps, float(loss), losses[-1], min(before, losses[-1])))
         if not going_on or taken - gained >= spec.patience * spec.evaluate_every:
             break
     card = Card(
@@ -140,7 +144,14 @@ def fits(parent: Model, shape: ModelSpec) -> bool:
 
 def _fresh(examples: Examples, spec: TrainSpec, shape: ModelSpec) -> Params:
     """Fresh parameters that start from the last value and the errors it had."""
-    return network.shape_head(shape, network.init(shape, spec.seed), change_quantiles(examples, shape))
+    rows = np.flatnonzero((examples.role == Role.TRAIN) & examples.known.all(axis=1))
+    rows = rows[:: max(1, len(rows) // SAMPLE)]
+    drawn = network.init(shape, spec.seed)
+    if not len(rows):
+        return drawn
+    return network.standardised(
+        shape, drawn, examples.inputs[rows], examples.direct[rows], examples.target[rows]
+    )
 
 
 def change_quantiles(examples: Examples, shape: ModelSpec) -> np.ndarray:
@@ -251,7 +262,13 @@ class _State(NamedTuple):
     average: Array
     optimiser: Any
     key: Array
-    rate: Array
+
+
+class _Schedule(NamedTuple):
+    """Of the learning rate; arguments, so that a warm start runs the same program."""
+
+    peak: Array
+    steps: Array
 
 
 def _layout(shape: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -273,11 +290,12 @@ def _params(flat: Array, shape: ModelSpec) -> Params:
     }
 
 
-def _matrices(shape: ModelSpec) -> np.ndarray:
-    """1 where the vector holds an element of a matrix, 0 for biases."""
-    return np.concatenate(
-        [np.full(prod(size), len(size) > 1, np.float32) for size in _layout(shape).values()]
-    )
+def _masks(shape: ModelSpec) -> tuple[np.ndarray, np.ndarray]:
+    """1 where the vector holds what training moves (all but the standardisation); 1 where it decays (matrices)."""
+    layout = _layout(shape).items()
+    moved = [np.full(prod(size), not name.startswith("norm."), np.float32) for name, size in layout]
+    decayed = [np.full(prod(size), len(size) > 1, np.float32) for _, size in layout]
+    return np.concatenate(moved), np.concatenate(decayed)
 
 
 def _windows_in_batch(spec: TrainSpec) -> int:
@@ -325,20 +343,27 @@ def _optimiser(spec: TrainSpec) -> optax.GradientTransformation:
     return optax.apply_if_finite(adam, NON_FINITE_STEPS)
 
 
-def _rate(spec: TrainSpec, peak: Array, step: Array) -> Array:
-    """Linear warm-up over 20 steps, then half a cosine down to a fiftieth."""
-    warm = jnp.minimum(1.0, (step + 1) / 20)
-    return peak * warm * (0.02 + 0.49 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / spec.steps, 1.0))))
+def _rate(schedule: _Schedule, step: Array) -> Array:
+    """Linear warm-up, and half a cosine down to a fiftieth."""
+    warm = jnp.minimum(1.0, (step + 1) / WARM_UP_STEPS)
+    cosine = jnp.cos(jnp.pi * jnp.minimum(step / schedule.steps, 1.0))
+    return schedule.peak * warm * (0.02 + 0.49 * (1 + cosine))
 
 
 @partial(jax.jit, static_argnames=("spec", "shape"))
 def _train(
-    state: _State, pool: _Pool, draw: _Draw, taken: Array, *, spec: TrainSpec, shape: ModelSpec
+    state: _State,
+    pool: _Pool,
+    draw: _Draw,
+    schedule: _Schedule,
+    taken: Array,
+    *,
+    spec: TrainSpec,
+    shape: ModelSpec,
 ) -> tuple[_State, Array]:
     """`evaluate_every` gradient steps; also their mean loss."""
     levels = jnp.asarray(shape.levels, jnp.float32)
-
-    matrices = jnp.asarray(_matrices(shape))
+    moved, decayed = (jnp.asarray(mask) for mask in _masks(shape))
 
     def loss_of(flat: Array, windows: Array, key: Array) -> Array:
         total, count = _pinball(_params(flat, shape), pool, windows, Role.TRAIN, levels, spec, shape, key)
@@ -349,13 +374,13 @@ def _train(
         series = jax.random.categorical(which, draw.log_share, shape=(_windows_in_batch(spec),))
         windows = draw.low[series] + jax.random.randint(where, series.shape, 0, draw.places[series])
         loss, gradient = jax.value_and_grad(loss_of)(carry.params, windows, drop)
-        updates, optimiser = _optimiser(spec).update(gradient, carry.optimiser, carry.params)
+        updates, optimiser = _optimiser(spec).update(gradient * moved, carry.optimiser, carry.params)
         moves = jnp.asarray(updates)
-        decay = spec.weight_decay * matrices * carry.params
-        params = carry.params - _rate(spec, carry.rate, now) * (moves + decay)
+        decay = spec.weight_decay * decayed * carry.params
+        params = carry.params - _rate(schedule, now) * (moves + decay)
         keep = jnp.minimum(spec.average, (1.0 + now) / (10.0 + now))
         average = keep * carry.average + (1 - keep) * params
-        return _State(params, average, optimiser, key, carry.rate), loss
+        return _State(params, average, optimiser, key), loss
 
     state, losses = jax.lax.scan(step, state, taken + jnp.arange(spec.evaluate_every))
     return state, losses.mean()
