@@ -212,11 +212,9 @@ class Metrics:
         self.produced_bytes = self._counter(
             "produced_bytes", "Bytes of keys and values handed to the producer."
         )
-        self.produce_failures = self._counter("produce_failures", "Sends that failed and were tried again.")
         self.outstanding_messages = self._gauge(
             "outstanding_messages", "Messages sent, not yet acknowledged."
         )
-        self.outstanding_bytes = self._gauge("outstanding_bytes", "Bytes sent, not yet acknowledged.")
         self.last_prediction = self._gauge(
             "last_prediction_timestamp_seconds", "When a prediction was last acknowledged."
         )
@@ -252,14 +250,10 @@ class Metrics:
         self.table_bytes = self._gauge("table_bytes", "Memory of the series table.")
         self.series_allotted = self._counter("series_allotted", "Rows allotted.")
         self.series_evicted = self._counters(
-            "series_evicted", "Rows given back.", "reason", ("idle", "cap", "revoked")
+            "series_evicted", "Rows given back.", "reason", ("idle", "revoked")
         )
-        self.series_in_two_partitions = self._counter(
-            "series_in_two_partitions",
-            "Series seen in a second partition: their keys are not what they should be.",
-        )
-        self.gaps = self._counter(
-            "gaps", "Gaps between ticks that were longer than the bound and reset the row."
+        self.series_in_two_partitions = self._gauge(
+            "series_in_two_partitions", "Series held in two partitions: their ticks are not keyed by series."
         )
         self.rebuilds = self._histogram(
             "rebuild_duration_seconds", "Time to rebuild the rows of an assignment.", RUN_S
