@@ -7,6 +7,7 @@ a failure.
 
 import os
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 import pytest
@@ -44,6 +45,16 @@ def kafka(request: pytest.FixtureRequest) -> Iterator[str]:
 
     with Cluster() as cluster:
         yield cluster.bootstrap_servers
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fetch Kafka before the first test that wants it: a download is no part of a test's time limit."""
+    wanting = {"kafka_jars"} if TEST_KAFKA else {"kafka_jars", "kafka"}
+    if any(wanting.intersection(getattr(item, "fixturenames", ())) for item in session.items):
+        from tests.apache_kafka import KafkaMissingError, find_classpath
+
+        with suppress(KafkaMissingError):  # the fixture says so
+            find_classpath()
 
 
 @pytest.hookimpl(wrapper=True)
