@@ -143,27 +143,28 @@ def fits(parent: Model, shape: ModelSpec) -> bool:
 
 
 def _fresh(examples: Examples, spec: TrainSpec, shape: ModelSpec) -> Params:
-    """Fresh parameters that start from the last value and the errors it had."""
-    rows = np.flatnonzero((examples.role == Role.TRAIN) & examples.known.all(axis=1))
-    rows = rows[:: max(1, len(rows) // SAMPLE)]
+    """Fresh parameters, standardised to what is trained on, that start from the last value and the errors it had."""
+    rows = _whole(examples)
     drawn = network.init(shape, spec.seed)
-    if not len(rows):
-        return drawn
     return network.standardised(
         shape, drawn, examples.inputs[rows], examples.direct[rows], examples.target[rows]
     )
 
 
+def _whole(examples: Examples) -> np.ndarray:
+    """Up to SAMPLE origins that train and know all their targets; of all that train where none does."""
+    train = examples.role == Role.TRAIN
+    whole = np.flatnonzero(train & examples.known.all(axis=1))
+    rows = whole if len(whole) else np.flatnonzero(train)
+    return rows[:: max(1, len(rows) // SAMPLE)]
+
+
 def change_quantiles(examples: Examples, shape: ModelSpec) -> np.ndarray:
-    """Quantiles (horizon, level) of the scaled changes over all origins that train: what the last value knows.
+    """Quantiles (horizon, level) of the scaled changes over the origins that train: what the last value knows.
 
     The median is 0, the last value itself.
     """
-    rows = np.flatnonzero((examples.role == Role.TRAIN) & examples.known.all(axis=1))
-    rows = rows[:: max(1, len(rows) // SAMPLE)]
-    quantiles = np.quantile(examples.target[rows], shape.levels, axis=0).T if len(rows) else None
-    if quantiles is None:
-        return np.zeros((shape.horizon, len(shape.levels)))
+    quantiles = np.quantile(examples.target[_whole(examples)], shape.levels, axis=0).T
     return np.sort(quantiles - quantiles[:, shape.median, None], axis=1)
 
 
@@ -407,7 +408,10 @@ def _pinball(
     shape: ModelSpec,
     key: Array | None,
 ) -> tuple[Float[Array, " window"], Float[Array, " window"]]:
-    """Weighted pinball loss summed over the origins with this role in each window's span, and how many targets."""
+    """Weighted pinball loss summed over the origins with this role in each window's span, and how many targets.
+
+    With a `key` as training sees it: with dropout, quantiles as they are drawn.
+    """
     at = windows[:, None] + jnp.arange(-spec.burn_in, spec.span)
     home = jnp.clip(windows, 0, len(pool.role) - 1)[:, None]
     present = (at >= pool.first[home]) & (at <= pool.last[home])
@@ -416,7 +420,8 @@ def _pinball(
     carry = network.initial_carry(shape, len(windows))
     _, ys = network.unroll(shape, params, carry, xs, present, key)
     origin = at[:, spec.burn_in :]
-    quantiles = network.head(shape, params, ys[:, spec.burn_in :], xs[:, spec.burn_in :], pool.direct[origin])
+    draw = network.quantiles if key is None else network.head  # crossing ones are put in order to be judged
+    quantiles = draw(shape, params, ys[:, spec.burn_in :], xs[:, spec.burn_in :], pool.direct[origin])
     wanted = present[:, spec.burn_in :] & (pool.role[origin] == role)
     known = (pool.known[origin] & wanted[..., None]).astype(jnp.float32)
     loss = pinball_loss(quantiles, pool.target[origin], levels) * known * pool.weight[origin][..., None]
