@@ -17,7 +17,6 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from forecaster.core import calibrate, experts, features, model, score, table
-from forecaster.core.calibrate import Correction
 from forecaster.core.experts import Blend, Linear
 from forecaster.core.features import Running, Season
 from forecaster.core.model import ModelSpec, Params
@@ -137,7 +136,6 @@ def plant(rows: Rows, idx: Int[Array, " batch"], base: Float[Array, " batch"], l
         regret=whole(rows.regret, loan.regret),
         carry=whole(rows.carry, 0.0),
         offset=whole(rows.offset, loan.offset),
-        affine=whole(rows.affine, 0.0),
     )
 
 
@@ -288,7 +286,6 @@ def perceive(
         carry=read(rows.carry),
         pending=table.due(rows.pending, idx, count, horizon),
         offset=read(rows.offset),
-        affine=read(rows.affine),
     )
     return changes, percept
 
@@ -342,9 +339,7 @@ def foretell(
     slope = score.below(waited, actual) - jnp.asarray(levels, jnp.float32)
     blend = Blend(changes.error, changes.regret[:, 0], changes.regret[:, 1])
     blend, unit = experts.settle(blend, percept.points, waited, slope, settled, levels)
-    correction = calibrate.settle(
-        Correction(changes.affine, changes.offset), waited, slope, unit, settled, median
-    )
+    offset = calibrate.settle(changes.offset, slope, unit, settled)
 
     # 2. one cell step, and the head
     moved, y = model.step(spec, serving.params, changes.carry, percept.x)
@@ -362,7 +357,7 @@ def foretell(
     awake = jnp.isfinite(points)
     share = experts.weights(blend, awake)
     mixed = experts.mix(jnp.where(awake, points, 0.0), network, blend, share, levels)
-    quantiles = _half(calibrate.correct(mixed, correction, median))
+    quantiles = _half(calibrate.correct(mixed, offset, median))
     status = jnp.where(serving.trained, jnp.where(warm, jnp.where(finite, OK, FALLBACK), WARMING), COLD)
 
     changes = changes._replace(
@@ -370,8 +365,7 @@ def foretell(
         regret=jnp.stack([blend.regret, blend.square], axis=1),
         carry=carry,
         pending=quantiles,
-        offset=correction.offset,
-        affine=correction.affine,
+        offset=offset,
     )
     # What is published is what waits: rounded to half precision relative to the last value.
     published = quantiles.astype(jnp.float32) * percept.scale[:, None, None]

@@ -29,10 +29,11 @@ CURVES = 3  # numbers a step ahead: network, seasonal, linear
 FAST, SLOW = 0, 2  # which of features.MEANS
 DRIFT_STEPS = 48
 
-FORGET = 0.01  # of regrets, at each settled forecast
-BORROW = 0.5  # share of a regret that is the mean over all steps ahead
-RATE_LIMIT = 2.0  # of the learning rate
+FORGET = 0.002  # of regrets, at each settled forecast
+BORROW = 0.8  # share of a regret that is the mean over all steps ahead
+RATE, RATE_LIMIT = 1.5, 2.0  # of learning
 ERROR_RATE = 0.01  # at which an expert's mean absolute error follows
+FAR = 25.0  # scales; an outcome farther off is remembered as that far: a scale may have been far too small
 
 HOLT_LEVEL, HOLT_SLOPE, DAMPING = 0.5, 0.05, 0.9  # Gardner & McKenzie 1985: a damped trend
 
@@ -98,9 +99,13 @@ def assemble(
 
 def weights(blend: Blend, awake: Bool[Array, "batch expert horizon"]) -> Float[Array, "batch expert horizon"]:
     """Share of each expert in the mix; those that are not `awake` have nothing to say and get none."""
-    rate = jnp.minimum(RATE_LIMIT, 1 / jnp.sqrt(blend.square + 0.2))
+    rate = _rate(blend.square)
     score = jnp.where(awake, PRIOR[:, None] + rate * blend.regret, -jnp.inf)
     return jax.nn.softmax(score, axis=1)
+
+
+def _rate(square: Array) -> Array:
+    return jnp.minimum(RATE_LIMIT, RATE / jnp.sqrt(square + 0.2))
 
 
 def mix(
@@ -153,8 +158,7 @@ def settle(
     gain = (1 - BORROW) * gain + BORROW * together
     fade = 1 - FORGET * keep
     square = fade * blend.square + gain**2
-    rate = jnp.minimum(RATE_LIMIT, 1 / jnp.sqrt(square + 0.2))
-    regret = fade * blend.regret + gain * (1 - rate * gain)
+    regret = fade * blend.regret + gain * (1 - _rate(square) * gain)
     return Blend(blend.error, regret, square), unit
 
 
@@ -166,7 +170,8 @@ def follow(
     count: Array,
 ) -> Float[Array, "batch expert horizon"]:
     """The experts' mean absolute errors after what came; `count` (batch,) is the number of steps before it."""
-    miss = jnp.minimum(jnp.abs(actual[:, None] - points), 20 * error + 1e-6)
+    miss = jnp.abs(jnp.clip(actual, -FAR, FAR)[:, None] - jnp.clip(points, -FAR, FAR))
+    miss = jnp.minimum(miss, jnp.maximum(20 * error, 1.0))
     age = jnp.maximum(count[:, None] - jnp.arange(1, actual.shape[1] + 1), 0).astype(jnp.float32)
     rate = jnp.maximum(ERROR_RATE, 1 / (age + 5.0))[:, None]
     return jnp.where(settled[:, None] & jnp.isfinite(points), error + rate * (miss - error), error)

@@ -37,6 +37,7 @@ DAY_S = 86400.0
 KNEE = 8.0  # scales up to which `squash` is nearly linear
 
 RECURRENT = 17  # number of recurrent inputs
+HABITS, ERRORS = 7, 6  # direct inputs that tell of changes so far, and of the linear expert's errors
 
 
 class Running(NamedTuple):
@@ -340,9 +341,15 @@ def direct_inputs(
     )
 
 
+CANDIDATES = 4  # forecasts among the direct inputs that the head may blend step by step
+
+
+def candidates(direct: Array, horizon: int) -> Float[Array, "*batch candidate horizon"]:
+    """Those forecasts: one best season ago, its mean cycle, one second season ago, the linear expert."""
+    start = LAGS + len(MEANS) + HABITS
+    return direct[..., start : start + CANDIDATES * horizon].reshape(*direct.shape[:-1], CANDIDATES, horizon)
+
+
 def direct_size(horizon: int) -> int:
     """Number of direct inputs."""
-    return LAGS + len(MEANS) + 7 + 4 * horizon + ERRORS
-
-
-ERRORS = 6
+    return LAGS + len(MEANS) + HABITS + CANDIDATES * horizon + ERRORS

@@ -91,9 +91,18 @@ class Fold:
     """The state of a worker: its table, its index of series, its serving model, and the compiled programs."""
 
     def __init__(
-        self, spec: ModelSpec, series: SeriesSpec, grid: GridSpec, same_time: str = "drop_equal"
+        self,
+        spec: ModelSpec,
+        series: SeriesSpec,
+        grid: GridSpec,
+        same_time: str = "drop_equal",
+        *,
+        lanes: int = LANES,
+        rounds: int = ROUNDS,
     ) -> None:
+        """A batch of at most `lanes` series, or steps of one series, run in one program, up to `rounds` steps at once."""
         self.spec, self.grid, self.same_time = spec, grid, same_time
+        self._lanes, self._most_rounds = lanes, rounds
         self.index = Index(series)
         self.rows = table.empty(fold.layout(spec), series.max_series)
         self.model = untrained(spec)
@@ -205,7 +214,7 @@ class Fold:
                 self._plant(work, now)
             for start in range(0, len(now), BATCH):
                 some = now[start : start + BATCH]
-                if len(some) > LANES:
+                if len(some) > self._lanes:
                     self._once(work, some, collect)
                 else:
                     self._rounds(work, some, np.zeros(len(some), np.int64), collect)
@@ -222,15 +231,15 @@ class Fold:
 
     def _rounds(self, work: "_Work", at: np.ndarray, turn: np.ndarray, collect: Callable[..., None]) -> None:
         """Steps of a few series that have many: ROUNDS at a time inside one program."""
-        size = LANES
+        size, most = self._lanes, self._most_rounds
         rows, lane = np.unique(work.row[at], return_inverse=True)
         for first in range(0, len(rows), size):
             idx = self._padded(rows[first : first + size], size)
             ours = (lane >= first) & (lane < first + size)
-            for start in range(0, int(turn[ours].max()) + 1, ROUNDS):
-                some = ours & (turn >= start) & (turn < start + ROUNDS)
+            for start in range(0, int(turn[ours].max()) + 1, most):
+                some = ours & (turn >= start) & (turn < start + most)
                 cell = (turn[some] - start, lane[some] - first)
-                steps = work.steps_of_rounds(at[some], cell, size)
+                steps = work.steps_of_rounds(at[some], cell, (most, size))
                 used = np.int32(turn[some].max() - start + 1)
                 local, forecasts, scores = self._program("rounds", size)(
                     self._serving, self.rows, idx, steps, used
@@ -295,7 +304,8 @@ class Fold:
 
     def compile(self, each: Callable[..., Iterable[Any]] = map) -> None:
         """Compile every program for every size. `each` maps a function over a list, and may do so in threads."""
-        wanted = [(name, size) for name, sizes in _SIZES.items() for size in sizes]
+        lanes = self._lanes
+        wanted = [("rounds", lanes), ("put", lanes), *_PROGRAMS]
         for key, program in zip(wanted, each(lambda key: self._compiled(*key), wanted), strict=True):
             self._programs[key] = program
 
@@ -319,7 +329,7 @@ class Fold:
             changes = jax.eval_shape(advance, serving, rows, idx, steps)[0]
             return jax.jit(table.write, donate_argnums=0).lower(rows, idx, changes).compile()
         if name == "rounds":
-            many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((ROUNDS, *x.shape), x.dtype), steps)
+            many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self._most_rounds, *x.shape), x.dtype), steps)
             used = jax.ShapeDtypeStruct((), jnp.int32)
             return jax.jit(rounds).lower(serving, rows, idx, many, used).compile()
         if name == "put":
@@ -338,16 +348,15 @@ class Fold:
         return jax.jit(fold.plant, donate_argnums=0).lower(rows, idx, base, loan).compile()
 
 
-_SIZES = {
-    "advance": (BATCH,),
-    "write": (BATCH,),
-    "rounds": (LANES,),
-    "put": (LANES,),
-    "rewarm": (REWARM,),
-    "set_carry": (REWARM,),
-    "lend": (LENDERS,),
-    "plant": (PLANT,),
-}
+_PROGRAMS = (
+    ("advance", BATCH),
+    ("write", BATCH),
+    ("rewarm", REWARM),
+    ("set_carry", REWARM),
+    ("lend", LENDERS),
+    ("plant", PLANT),
+)
+"""Those of fixed size, the longest to compile first."""
 
 
 class _Work:
@@ -372,9 +381,11 @@ class _Work:
         """The steps `at`, padded to `size`."""
         return self._fill(at, slice(0, len(at)), (size,))
 
-    def steps_of_rounds(self, at: np.ndarray, cell: tuple[np.ndarray, np.ndarray], size: int) -> Steps:
+    def steps_of_rounds(
+        self, at: np.ndarray, cell: tuple[np.ndarray, np.ndarray], shape: tuple[int, int]
+    ) -> Steps:
         """The steps `at` put into their cells (round, lane)."""
-        return self._fill(at, cell, (ROUNDS, size))
+        return self._fill(at, cell, shape)
 
     def _fill(self, at: np.ndarray, where: Any, shape: tuple[int, ...]) -> Steps:
         def spread(values: np.ndarray) -> np.ndarray:

@@ -114,6 +114,7 @@ class Network(nnx.Module):
         self.blend = nnx.Linear(spec.hidden + direct, spec.hidden, rngs=rngs)
         self.out = nnx.Linear(spec.hidden, out, rngs=rngs)
         self.skip = nnx.Linear(direct, spec.horizon, use_bias=False, rngs=rngs)
+        self.gate = nnx.Linear(spec.hidden, features.CANDIDATES * spec.horizon, rngs=rngs)
 
 
 @lru_cache
@@ -152,7 +153,7 @@ def init(spec: ModelSpec, seed: int) -> Params:
 
 
 _RATES = frozenset({"norm.input_rate", "norm.direct_rate", "norm.out"})
-_SMALL = {"out": 0.1, "skip": 0.0}
+_SMALL = {"out": 0.1, "skip": 0.0, "gate": 0.0}
 
 
 def shapes(spec: ModelSpec) -> dict[str, jax.ShapeDtypeStruct]:
@@ -235,20 +236,18 @@ def head(
 ) -> Float[Array, "*batch horizon level"]:
     """The quantile of each level and step ahead as the network draws it, which need not be in order.
 
-    Every level is a sum of a line through the inputs, the same for all levels, and its own of the hidden units; both
-    are in squashed scales, so that a forecast of a thousand scales is within reach.
+    Every level is a sum of its own function of the hidden units and of two parts that all levels of a step share: a
+    line through the inputs, and the candidate forecasts, each weighed by a gate. All in squashed scales, so that a
+    forecast of a thousand scales is within reach.
     """
     net = _network(spec, params)
-    seen = jnp.concatenate(
-        [
-            _standard(x, net.norm.input_mean, net.norm.input_rate),
-            _standard(direct, net.norm.direct_mean, net.norm.direct_rate),
-        ],
-        axis=-1,
-    )
+    known = _standard(direct, net.norm.direct_mean, net.norm.direct_rate)
+    seen = jnp.concatenate([_standard(x, net.norm.input_mean, net.norm.input_rate), known], axis=-1)
     hidden = nnx.silu(net.blend(jnp.concatenate([y, seen], axis=-1)))
     shape = (*y.shape[:-1], spec.horizon, len(spec.levels))
-    drawn = (hidden @ net.out.kernel.get_value()).reshape(shape) + net.skip(seen)[..., None]
+    candidates = features.candidates(known, spec.horizon)
+    blended = (net.gate(hidden).reshape(candidates.shape) * candidates).sum(-2)
+    drawn = (hidden @ net.out.kernel.get_value()).reshape(shape) + (net.skip(seen) + blended)[..., None]
     start = net.out.bias.get_value().reshape(shape[-2:])
     return features.unsquash(drawn * net.norm.out.get_value()[:, None] + start)
 

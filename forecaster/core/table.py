@@ -76,7 +76,6 @@ class Rows(NamedTuple):
     carry: Array  # float32 (row, carry)
     pending: Array  # triangle, float16 (row, triangle, level): quantiles waiting for their targets
     offset: Array  # float32 (row, horizon, level): conformal correction
-    affine: Array  # float32 (row, 2, horizon): shift and widening of all levels
 
 
 KINDS = Rows(
@@ -97,7 +96,6 @@ KINDS = Rows(
     carry="whole",
     pending="triangle",
     offset="whole",
-    affine="whole",
 )
 
 
@@ -123,7 +121,6 @@ def empty(layout: Layout, rows: int) -> Rows:
         carry=jnp.zeros((rows, layout.carry), f32),
         pending=jnp.zeros((rows, waiting, layout.levels), f16),
         offset=jnp.zeros((rows, h, layout.levels), f32),
-        affine=jnp.zeros((rows, 2, h), f32),
     )
 
 
