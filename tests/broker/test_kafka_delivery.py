@@ -83,6 +83,25 @@ def test_joining_and_leaving_repeats_at_most_one_batch(kafka: str) -> None:
     assert sum(left.values()) <= sum(joined.values()) + 400 + batch
 
 
+def test_joins_that_end_between_two_polls_are_used_not_begun_again(kafka: str) -> None:
+    source = Source(spec_for(kafka), fresh_topics(kafka).ticks)
+
+    def busy_turn() -> None:
+        source.poll(0.001)
+        coordinator = source._consumer._coordinator if source._consumer is not None else None
+        join = coordinator._join_task if coordinator is not None else None
+        until(lambda: join is None or join.is_done, lambda: time.sleep(0.001))
+
+    until(lambda: len(source.assigned) == 4, busy_turn)
+    for _ in range(20):
+        busy_turn()
+    member = source.group_metadata()
+    assert member is not None
+    assert member.state == "<stable>"
+    assert member.generation_id <= 3
+    source.close()
+
+
 def test_a_worker_that_dies_loses_nothing(kafka: str) -> None:
     topics, spec = fresh_topics(kafka), spec_for(kafka, commit_interval_s=30)
     produce(kafka, topics.ticks, range(4), 100)

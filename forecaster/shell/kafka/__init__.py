@@ -7,6 +7,7 @@ Here only what costs nothing to import; the rest by its file:
     client       specs -> keywords of the client; its errors -> ours
     source       ticks in: a member of the group
     listener     the rebalance callbacks
+    joining      two mends for joins that outlive a poll
     progress     which partitions are silent
     sink         messages out, bounded, acknowledged
     delivery     at least once: commit only what was acknowledged

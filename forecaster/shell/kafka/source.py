@@ -21,9 +21,10 @@ from kafka.errors import (
     OffsetOutOfRangeError,
     UnknownTopicOrPartitionError,
 )
-from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata
+from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from forecaster.errors import BrokerError
+from forecaster.shell.kafka import joining
 from forecaster.shell.kafka.client import connect, fatal, member_settings
 from forecaster.shell.kafka.listener import Listener
 from forecaster.shell.kafka.progress import Progress
@@ -65,6 +66,8 @@ class Source:
         self.topic = topic
         self.epochs: dict[int, int] = {}
         self.rebuilds: Counter[str] = Counter()
+        self.commits = 0  # asked for
+        self.commit_failures = 0  # of them
         self.before_revoke: Callable[[frozenset[int]], Mapping[int, int]] = lambda _: {}
         self._now = now
         self._consumer: KafkaConsumer | None = None
@@ -89,8 +92,9 @@ class Source:
         if consumer is None:
             return []
         try:
+            joining.before_poll(consumer)
             batches = consumer.poll(timeout_ms=round(timeout_s * 1000))
-            _keep_joining(consumer)
+            joining.after_poll(consumer)
             records = [record for batch in batches.values() for record in to_records(batch)]
             self._watch(consumer, [partition.partition for partition in batches])
         except (NoOffsetForPartitionError, OffsetOutOfRangeError, LogTruncationError) as error:
@@ -184,9 +188,11 @@ class Source:
             return True
         if self._consumer is None:
             return False
+        self.commits += 1
         try:
             self._consumer.commit(self._to_commit(offsets, metadata), timeout_ms=round(timeout_s * 1000))
         except KafkaError as error:
+            self.commit_failures += 1
             self._raise_if_fatal(error)
             log.info("commit of %s failed: %s", dict(offsets), error)
             return False
@@ -202,12 +208,14 @@ class Source:
             return
 
         self._commits.append(done)
+        self.commits += 1
 
         def answered(_: object, answer: object) -> None:
             if done not in self._commits:
                 return  # the client was thrown away meanwhile, and the caller knows
             self._commits.remove(done)
             if isinstance(answer, BaseException):
+                self.commit_failures += 1
                 log.info("commit of %s failed: %s", dict(offsets), answer)
             else:
                 self._contact_s = self._now()
@@ -454,16 +462,6 @@ class Source:
         self, offsets: Mapping[int, int], metadata: str
     ) -> dict[TopicPartition, OffsetAndMetadata]:
         return {self._tp(p): OffsetAndMetadata(offset, metadata, -1) for p, offset in offsets.items()}
-
-
-def _keep_joining(consumer: KafkaConsumer) -> None:
-    """A join that outlives a poll is forgotten by the library if it began because the topic changed.
-
-    The member then neither joins nor sends heartbeats nor commits, for good; asking to join once more mends that.
-    """
-    coordinator = consumer._coordinator  # noqa: SLF001
-    if coordinator.state == MemberState.REBALANCING:
-        coordinator.request_rejoin()
 
 
 def _require_topic(consumer: KafkaConsumer, topic: str) -> None:

@@ -1,0 +1,37 @@
+"""Two mends for the way in which the library joins a group over several polls.
+
+A join goes on by itself between polls, but the library takes note of its result only inside a poll that is waiting
+for it. If it ends between two polls, it is thrown away and begun again, which makes every other member join again
+too: members that are busy between their polls may chase each other for ever. And if the join began because the topic
+changed, it is forgotten altogether: the member then sends no heartbeats and commits nothing, for good.
+"""
+
+from typing import Any
+
+from kafka import KafkaConsumer
+from kafka.structs import MemberState
+
+
+class FinishedJoin:
+    """A join that ended between two polls, in the shape of one that is still going on: so its result is used."""
+
+    is_done = False
+
+    def __init__(self, future: Any) -> None:
+        self.add_callback = future.add_callback
+        self.add_errback = future.add_errback
+
+
+def before_poll(consumer: KafkaConsumer) -> None:
+    """Have the result of a join that ended meanwhile used."""
+    coordinator = consumer._coordinator  # noqa: SLF001
+    join = coordinator._join_task  # noqa: SLF001
+    if join is not None and join.is_done:
+        coordinator._join_task = FinishedJoin(join)  # noqa: SLF001
+
+
+def after_poll(consumer: KafkaConsumer) -> None:
+    """Have a join that is still going on waited for by the next poll, whatever it began for."""
+    coordinator = consumer._coordinator  # noqa: SLF001
+    if coordinator.state == MemberState.REBALANCING:
+        coordinator.request_rejoin()
