@@ -30,7 +30,10 @@ def settle(
     unit: Float[Array, "batch horizon"],
     settled: Bool[Array, "batch horizon"],
 ) -> Float[Array, "batch horizon level"]:
-    """Learn from what came: `slope` is the derivative of the pinball loss at the published quantiles (outcome below
-    less level), `unit` the mix's own mean absolute error in scales."""
+    """Learn from what came.
+
+    `slope` is the derivative of the pinball loss at the published quantiles (outcome below less level), `unit` the
+    mix's own mean absolute error in scales.
+    """
     moved = (offset - RATE * unit[..., None] * slope) * (1 - FADE)
     return jnp.where(settled[..., None], moved, offset)

@@ -254,7 +254,7 @@ def recurrent_inputs(
 
 
 def calendar(weeks: Array, ages_s: Array, dt_s: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Sine and cosine of the time of day and of the week, 0 until two cycles have been seen or where steps are too long."""
+    """Sine and cosine of the time of day and of the week; 0 until two cycles were seen, or where steps are too long."""
     day, week = 2 * jnp.pi * weeks, 2 * jnp.pi * weeks / WEEK_DAYS
     daily = (ages_s >= 2 * DAY_S) & (dt_s < DAY_S / 3)
     weekly = (ages_s >= 2 * WEEK_DAYS * DAY_S) & (dt_s < WEEK_DAYS * DAY_S / 3)

@@ -25,6 +25,7 @@ from forecaster.core.table import Index, Series, SeriesSpec
 from forecaster.core.tick import Outcome, Tick
 
 BATCH = 512  # series of a large batch
+QUICK = {"xla_backend_optimization_level": 1}  # compiles a quarter faster than the default, and runs as fast
 PLANT = 64  # newborn series a batch
 REWARM = 64  # series whose carry is warmed up at once
 HOT = 6  # steps of one series in a batch from which they run inside one program
@@ -100,7 +101,7 @@ class Fold:
         lanes: int = LANES,
         rounds: int = ROUNDS,
     ) -> None:
-        """A batch of at most `lanes` series, or steps of one series, run in one program, up to `rounds` steps at once."""
+        """Batches of at most `lanes` series, and many steps of one, run in one program, `rounds` steps at once."""
         self.spec, self.grid, self.same_time = spec, grid, same_time
         self._lanes, self._most_rounds = lanes, rounds
         self.index = Index(series)
@@ -112,10 +113,8 @@ class Fold:
         self._queue = _Queue()
         self._loans: dict[int, Loan] = {}
         self._stretch: dict[int, int] = {}  # which LOAN_EVERY offsets a partition is in
-        self._segment: dict[int, int] = {}  # how often that has changed within this batch
-        self._due: dict[
-            int, list[tuple[float, str]]
-        ] = {}  # open bars by partition: heap of (closing time, series)
+        self._lenders: list[tuple[int, np.ndarray]] = []  # partitions whose stretch began in this batch; rows then
+        self._due: dict[int, list[tuple[float, str]]] = {}  # open bars by partition: heap of (closing time, series)
         self._programs: dict[tuple[str, int], Any] = {}
 
     # ------------------------------------------------------------------ ticks to steps
@@ -130,7 +129,7 @@ class Fold:
         for offset, tick in zip(offsets, ticks, strict=True):
             if offset // LOAN_EVERY != stretch:
                 stretch = self._stretch[partition] = offset // LOAN_EVERY
-                self._segment[partition] = self._segment.get(partition, 0) + 1
+                self._lenders.append((partition, self.index.stepped(partition)[:LENDERS]))
             if tick.time_s > watermark_s:
                 watermark_s = self.index.watermark_s[partition] = tick.time_s
                 self.index.sweep(partition)
@@ -142,28 +141,42 @@ class Fold:
         outcome = place_tick(series.clock, tick, self.same_time)
         if outcome is Outcome.ACCEPTED:
             step = Step(tick.time_s, tick.value, offset, False)
-            self._queue.add(series, partition, step, self._segment.get(partition, 0))
+            self._queue.add(series, partition, step, len(self._lenders))
         return outcome
 
     def _place_in_bar(self, partition: int, offset: int, tick: Tick, series: Series) -> Outcome:
+        before_s = due_s(series.clock, self.grid)
         outcome = place_in_bar(series.clock, tick, offset, self.grid, self.same_time)
         if outcome is not Outcome.ACCEPTED:
             return outcome
         if self.grid.close_by == "series":
             self._close(partition, series, series.clock.time_s)
             return outcome
-        due = self._due.setdefault(partition, [])
-        heapq.heappush(due, (due_s(series.clock, self.grid), series.name))
-        now_s = self.index.watermark_s[partition]
-        while due and due[0][0] <= now_s:
-            idle = self.index.partitions[partition].get(heapq.heappop(due)[1])
-            if idle is not None:
-                self._close(partition, idle, now_s)
+        if due_s(series.clock, self.grid) < before_s:
+            self._wait(partition, series)
+        self._close_due(partition, self.index.watermark_s[partition])
         return outcome
+
+    def _wait(self, partition: int, series: Series) -> None:
+        """Note when the oldest open bar of a series is to be closed."""
+        entry = (due_s(series.clock, self.grid), series.name)
+        heapq.heappush(self._due.setdefault(partition, []), entry)
+
+    def _close_due(self, partition: int, now_s: float) -> None:
+        """Close the bars that end by the partition's time, whichever series they belong to."""
+        due = self._due.get(partition, [])
+        while due and due[0][0] <= now_s:
+            noted_s, name = heapq.heappop(due)
+            series = self.index.partitions[partition].get(name)
+            if series is None or due_s(series.clock, self.grid) != noted_s:
+                continue  # evicted, or closed already
+            self._close(partition, series, now_s)
+            if series.clock.bars:
+                self._wait(partition, series)
 
     def _close(self, partition: int, series: Series, now_s: float) -> None:
         for step in close_bars(series.clock, now_s, self.grid):
-            self._queue.add(series, partition, step, self._segment.get(partition, 0))
+            self._queue.add(series, partition, step, len(self._lenders))
 
     # ------------------------------------------------------------------ steps to forecasts
 
@@ -186,10 +199,11 @@ class Fold:
             for i, part in enumerate(scores):
                 totals[i] = totals[i] + np.asarray(part, np.float64)
 
-        for segment in np.unique(work.segment):
-            self._renew_loans(int(segment))
+        lenders, self._lenders = self._lenders, []
+        for segment in range(len(lenders) + 1):
+            if segment:
+                self._renew_loan(*lenders[segment - 1])
             self._run_segment(work, np.flatnonzero(work.segment == segment), collect)
-        self._segment.clear()
         out = np.flatnonzero(work.source >= 0)
         return Issued(
             queue.name if len(out) == n else [queue.name[i] for i in out],
@@ -278,18 +292,16 @@ class Fold:
             self.rows = self._program("plant", PLANT)(self.rows, idx, base, loan)
         self._swap_of_row[work.row[newborn]] = self.swaps
 
-    def _renew_loans(self, segment: int) -> None:
-        """Make the loans of partitions anew whose log has come to a multiple of LOAN_EVERY: there a replay does too."""
-        for partition in [p for p, crossed in self._segment.items() if 1 <= segment <= crossed]:
-            rows = self.index.rows(partition)[:LENDERS]
-            valid = np.arange(LENDERS) < len(rows)
-            loan = self._program("lend", LENDERS)(self.rows, self._padded(rows, LENDERS), valid)
-            self._loans[partition] = Loan(*(np.asarray(x) for x in loan))
+    def _renew_loan(self, partition: int, rows: np.ndarray) -> None:
+        """Make the loan of a partition anew where its log has come to a multiple of LOAN_EVERY: a replay does too."""
+        valid = np.arange(LENDERS) < len(rows)
+        loan = self._program("lend", LENDERS)(self.rows, self._padded(rows, LENDERS), valid)
+        self._loans[partition] = Loan(*(np.asarray(x) for x in loan))
 
     def drop(self, partition: int) -> int:
         """Forget a partition that moved away; how many series that were."""
         dropped = self.index.drop(partition)
-        for book in (self._loans, self._stretch, self._segment, self._due):
+        for book in (self._loans, self._stretch, self._due):
             book.pop(partition, None)
         return dropped
 
@@ -315,37 +327,44 @@ class Fold:
         return self._programs[name, size]
 
     def _compiled(self, name: str, size: int) -> Any:
-        like = partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
+        function, written, arguments = self._source(name, size)
+        donated = 0 if written else ()
+        return jax.jit(function, donate_argnums=donated).lower(*arguments).compile(QUICK)
+
+    def _source(self, name: str, size: int) -> tuple[Callable[..., Any], bool, tuple[Any, ...]]:
+        """A program: the function, whether it writes its first argument (the table), what its arguments are like."""
+
+        def like(tree: Any, *lead: int) -> Any:
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), tree)
+
         rows, serving = like(self.rows), like(self._serving)
-        idx = jax.ShapeDtypeStruct((size,), jnp.int32)
-        base = jax.ShapeDtypeStruct((size,), jnp.float32)
-        flags = jax.ShapeDtypeStruct((size,), jnp.bool_)
-        steps = Steps(base, base, base, flags, flags)
+        idx, number = jax.ShapeDtypeStruct((size,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+        real, flag = jax.ShapeDtypeStruct((size,), jnp.float32), jax.ShapeDtypeStruct((size,), jnp.bool_)
+        steps = Steps(real, real, real, flag, flag)
         advance, rewarm = partial(fold.advance, self.spec), partial(fold.rewarm, self.spec)
         rounds, lend = partial(fold.advance_rounds, self.spec), partial(fold.lend, self.spec)
-        if name == "advance":
-            return jax.jit(advance).lower(serving, rows, idx, steps).compile()
-        if name == "write":
-            changes = jax.eval_shape(advance, serving, rows, idx, steps)[0]
-            return jax.jit(table.write, donate_argnums=0).lower(rows, idx, changes).compile()
-        if name == "rounds":
-            many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self._most_rounds, *x.shape), x.dtype), steps)
-            used = jax.ShapeDtypeStruct((), jnp.int32)
-            return jax.jit(rounds).lower(serving, rows, idx, many, used).compile()
-        if name == "put":
-            local = jax.eval_shape(table.take, rows, idx)
-            return jax.jit(table.put, donate_argnums=0).lower(rows, idx, local).compile()
-        if name == "rewarm":
-            return jax.jit(rewarm).lower(serving, rows, idx).compile()
-        if name == "set_carry":
-            carry = jax.eval_shape(rewarm, serving, rows, idx)
-            return jax.jit(fold.set_carry, donate_argnums=0).lower(rows, idx, carry).compile()
-        if name == "lend":
-            return jax.jit(lend).lower(rows, idx, flags).compile()
-        loan = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), jax.eval_shape(lend, rows, idx, flags)
-        )
-        return jax.jit(fold.plant, donate_argnums=0).lower(rows, idx, base, loan).compile()
+
+        def result(function: Callable[..., Any], *arguments: Any) -> Any:
+            return jax.eval_shape(function, *arguments)
+
+        match name:
+            case "advance":
+                program = advance, False, (serving, rows, idx, steps)
+            case "write":
+                program = table.write, True, (rows, idx, result(advance, serving, rows, idx, steps)[0])
+            case "rounds":
+                program = rounds, False, (serving, rows, idx, like(steps, self._most_rounds), number)
+            case "put":
+                program = table.put, True, (rows, idx, result(table.take, rows, idx))
+            case "rewarm":
+                program = rewarm, False, (serving, rows, idx)
+            case "set_carry":
+                program = fold.set_carry, True, (rows, idx, result(rewarm, serving, rows, idx))
+            case "lend":
+                program = lend, False, (rows, idx, flag)
+            case _:
+                program = fold.plant, True, (rows, idx, real, like(result(lend, rows, idx, flag), size))
+        return program
 
 
 _PROGRAMS = (

@@ -31,7 +31,7 @@ class GridSpec(Spec):
     )
     close_by: Literal["series", "partition"] = Field(
         "series",
-        description="Whose event time closes a bar: the series' own, or the newest of its partition (closes idle series too).",
+        description="Whose event time closes a bar: the series' own, or the newest of its partition (idle series too).",
     )
     longest_gap: int = Field(
         48,

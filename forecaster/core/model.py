@@ -147,7 +147,7 @@ def init(spec: ModelSpec, seed: int) -> Params:
             return np.concatenate(
                 [np.linalg.qr(rng.normal(size=(shape[0], shape[0])))[0] for _ in range(gates)], 1
             )
-        return rng.normal(size=shape) * shape[0] ** -0.5 * _SMALL.get(name.split(".")[0], 1.0)
+        return rng.normal(size=shape) * shape[0] ** -0.5 * _SMALL.get(name.partition(".")[0], 1.0)
 
     return {name: jnp.asarray(draw(name, p.shape), jnp.float32) for name, p in sorted(shapes(spec).items())}
 
@@ -277,7 +277,7 @@ def _rising(x: Array) -> Array:
 def standardised(
     spec: ModelSpec, params: Params, inputs: np.ndarray, direct: np.ndarray, target: np.ndarray
 ) -> Params:
-    """Fresh parameters fitted to what they will see: `inputs` (n, feature), `direct` (n, feature), `target` (n, horizon).
+    """Fresh parameters fitted to what they will see: `inputs` and `direct` (n, feature), `target` (n, horizon).
 
     The head starts from the quantiles that the targets have, around the last value, wherever the inputs say nothing.
     """

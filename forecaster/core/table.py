@@ -26,7 +26,7 @@ class SeriesSpec(Spec):
     idle_s: float = Field(
         7 * 86400.0,
         gt=0,
-        description="A series is dropped when its last tick is this much older (event time) than its partition's newest.",
+        description="A series is dropped when its last tick is so much older (event time) than its partition's newest.",
     )
     rebuild_ticks: int = Field(
         100_000,
@@ -78,25 +78,26 @@ class Rows(NamedTuple):
     offset: Array  # float32 (row, horizon, level): conformal correction
 
 
-KINDS = Rows(
-    count="whole",
-    base="whole",
-    value="ring",
-    scale="ring",
-    dt_s="ring",
-    week="ring",
-    running="whole",
-    origin="ring",
-    lines="ring",
-    curves="triangle",
-    regressors="ring",
-    linear="whole",
-    error="whole",
-    regret="whole",
-    carry="whole",
-    pending="triangle",
-    offset="whole",
-)
+KINDS = {
+    "count": "whole",
+    "base": "whole",
+    "value": "ring",
+    "scale": "ring",
+    "dt_s": "ring",
+    "week": "ring",
+    "running": "whole",
+    "origin": "ring",
+    "lines": "ring",
+    "curves": "triangle",
+    "regressors": "ring",
+    "linear": "whole",
+    "error": "whole",
+    "regret": "whole",
+    "carry": "whole",
+    "pending": "triangle",
+    "offset": "whole",
+}
+"""How each column of `Rows` is written, in their order."""
 
 
 def empty(layout: Layout, rows: int) -> Rows:
@@ -186,7 +187,7 @@ def write(rows: Rows, idx: Int[Array, " batch"], new: Rows) -> Rows:
             return column.at[idx[:, None], _places(step, value.shape[1])].set(value, mode="drop")
         return column.at[idx].set(value, mode="drop")
 
-    return Rows(*map(change, KINDS, rows, new))
+    return Rows(*map(change, KINDS.values(), rows, new))
 
 
 class Series:
@@ -210,6 +211,7 @@ class Index:
         self.spec = spec
         self.partitions: dict[int, dict[str, Series]] = {}
         self.watermark_s: dict[int, float] = {}  # newest event time of each partition
+        self.allotted = 0  # rows, in all
         self.evicted = 0
         self.split: set[str] = set()  # names seen in two partitions at once
         self._home: dict[str, int] = {}
@@ -227,6 +229,7 @@ class Index:
         if home != partition and name in self.partitions.get(home, ()):
             self.split.add(name)
         series = Series(name, self._free.pop())
+        self.allotted += 1
         self.partitions.setdefault(partition, {})[name] = series
         return series
 
@@ -259,6 +262,7 @@ class Index:
         self.evicted += len(idle)
         return len(idle)
 
-    def rows(self, partition: int) -> np.ndarray:
-        """Row numbers of a partition's series, in the order in which they appeared; int32."""
-        return np.fromiter((s.row for s in self.partitions.get(partition, {}).values()), np.int32)
+    def stepped(self, partition: int) -> np.ndarray:
+        """Row numbers of a partition's series that have taken a step, in the order in which they appeared; int32."""
+        members = self.partitions.get(partition, {}).values()
+        return np.fromiter((s.row for s in members if not s.fresh), np.int32)

@@ -67,6 +67,7 @@ class Assignment:
                     self._metrics.rebalances[event].inc()
                     _log.info(f"partitions_{event}", partitions=sorted(partitions))
                 case Moved():
+                    self._metrics.position_moves[change.reason].inc()
                     _log.warning(
                         "position_moved",
                         partition=change.partition,

@@ -19,7 +19,6 @@ from forecaster.shell.pipeline import Pipeline
 from forecaster.shell.slices import Slicer
 
 CHUNK = 512  # records folded at once
-GROWTH = 0.15  # share of its history by which a file has to grow before the next retrain
 
 
 class Verdict(NamedTuple):
@@ -72,14 +71,12 @@ def backtest(
     metrics = Metrics(config.metrics, horizon=config.model.horizon, levels=config.model.levels)
     pipeline = Pipeline(fold, config.tick, config.grid, config.topics.ticks, metrics)
     slicer = Slicer(config.tick, config.grid)
-    next_retrain = warm
+    next_retrain = float(warm)
     for start in _starts(len(records), warm):
         if start >= next_retrain:
-            next_retrain = int(start * (1 + GROWTH))
+            next_retrain = start + training.ticks_between(start)
             version = f"backtest-{start}"
-            result = retrain(
-                slicer.slices(), training, config.model, training, fold.model, progress=progress
-            )
+            result = retrain(slicer.slices(), training, config.model, training, fold.model, progress=progress)
             if isinstance(result, Retrained) and result.decision.promote:
                 card = result.model.card.model_copy(update={"version": version})
                 fold.swap(result.model._replace(card=card))
@@ -93,5 +90,3 @@ def backtest(
 
 def _starts(total: int, warm: int) -> list[int]:
     return [*range(0, warm, CHUNK), *range(warm, total, CHUNK)]
-
-

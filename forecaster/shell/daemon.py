@@ -26,6 +26,7 @@ from forecaster.errors import BrokerError, ConfigError
 from forecaster.shell import log
 from forecaster.shell.assignment import Assignment
 from forecaster.shell.dead_letters import letter
+from forecaster.shell.figures import Figures
 from forecaster.shell.http import Hooks, HttpServer
 from forecaster.shell.kafka import Record
 from forecaster.shell.kafka.admin import Admin
@@ -75,13 +76,53 @@ class Daemon:
         self.assignment = Assignment(
             source, fold, metrics, config.kafka, config.topics.ticks, config.series.rebuild_ticks, now
         )
+        self.figures = Figures(metrics, fold, source, delivery)
         self.turned_s = now()
+        self.compiled = False
         self._now = now
         self._started_s = now()
         self._housekeeping_s = float("-inf")
         self._series_seen = 0
         self._systemd = Systemd()
         self._said_ready = False
+
+    # ------------------------------------------------------------------ the start
+
+    def start(self) -> None:
+        """Everything that has to be there before the group is joined. Raises ConfigError."""
+        self.prepare_topics()
+        self.compile()
+        self.metrics.state.state(State.JOINING)
+        self.metrics.phase = Phase.SERVING
+
+    def prepare_topics(self) -> None:
+        """Create what is missing (where allowed); wait for a broker that is not there yet. Raises ConfigError."""
+        config = self.config
+        while not self.signals.stopping:
+            self.turned_s = self._now()
+            try:
+                admin = Admin(config.kafka)
+            except BrokerError as error:
+                _log.warning("no_broker", error=str(error), mend="waiting for it")
+                continue
+            try:
+                if config.topics.create and (created := admin.create_missing(config.topics)):
+                    _log.info("topics_created", topics=created)
+                if problems := admin.check(config.topics):
+                    raise ConfigError("\n".join(problems))
+            finally:
+                admin.close()
+            return
+
+    def compile(self) -> None:
+        """Compile everything before the group is joined: afterwards nothing compiles."""
+        self.metrics.state.state(State.COMPILING)
+        self._systemd.extend_timeout(STALLED_S * 10)
+        began_s = self._now()
+        with ThreadPoolExecutor(2, "compile") as pool:
+            self.fold.compile(pool.map)
+        self.compiled = True
+        _log.info("compiled", seconds=round(self._now() - began_s, 1))
 
     # ------------------------------------------------------------------ a turn
 
@@ -211,17 +252,14 @@ class Daemon:
         self.config = wanted.config
         self.lifecycle.configure(wanted.config)
         log.configure(wanted.config.log)
+        self.metrics.watch(wanted.config.metrics.series)
         self.metrics.config_last_reload_successful.set(1)
         _log.info("configuration_reloaded", taken=wanted.taken, need_a_restart=wanted.refused)
 
     def housekeeping(self) -> None:
         """Once a second: figures that need not be fresher, and whether we are ready."""
-        m, index = self.metrics, self.fold.index
-        m.set_lag(self.source.lag())
-        m.outstanding_messages.set(self.delivery.outstanding)
-        rows = len(index)
-        m.series["active"].set(rows)
-        ready = not self.missing()
+        self.figures.tell()
+        m, ready = self.metrics, not self.missing()
         m.ready.set(ready)
         if ready:
             m.state.state(State.RUNNING)
@@ -239,6 +277,8 @@ class Daemon:
     def missing(self) -> list[str]:
         """What readiness still waits for; empty when ticks are answered."""
         waits: list[str] = []
+        if not self.compiled:
+            return ["the programs to be compiled"]
         if not self.source.connected:
             waits.append("a broker to answer")
         elif not self.assignment.ever:
@@ -252,7 +292,7 @@ class Daemon:
     def health(self) -> dict[str, object]:
         """Whether the loop is turning."""
         idle_s = self._now() - self.turned_s
-        return {"ok": idle_s < STALLED_S, "last_turn_s": round(idle_s, 3)}
+        return {"ok": idle_s < STALLED_S or not self.compiled, "last_turn_s": round(idle_s, 3)}
 
     def ready(self) -> dict[str, object]:
         """Whether ticks are answered, and what that still waits for."""
@@ -303,50 +343,21 @@ def run(config: Config, signals: Signals, path: Path | None = None) -> int:
     with ExitStack() as stack:
         stack.callback(count_compiles(metrics))
         fold = Fold(config.model, config.series, config.grid, config.tick.same_time)
-        prepare_topics(config, signals)
-        compile_programs(fold, metrics)
         source = Source(config.kafka, config.topics.ticks)
-        delivery = make_delivery(config, source)
         lifecycle = Lifecycle(config, fold, metrics, signals)
-        daemon = Daemon(config, path, signals, metrics, fold, source, delivery, lifecycle)
+        daemon = Daemon(
+            config, path, signals, metrics, fold, source, make_delivery(config, source), lifecycle
+        )
+        stack.callback(daemon.drain)
         if config.http.enabled:
             hooks = Hooks(daemon.health, daemon.ready, daemon.status, lifecycle.request_retrain)
             server = HttpServer(config.http, metrics.registry, hooks)
             stack.callback(server.close)
             server.start()
-        metrics.state.state(State.JOINING)
-        metrics.phase = Phase.SERVING
-        stack.callback(daemon.drain)
+        daemon.start()
         while not signals.stopping:
             daemon.turn()
     return 0
-
-
-def prepare_topics(config: Config, signals: Signals) -> None:
-    """Create what is missing (where allowed); wait for a broker that is not there yet. Raises ConfigError."""
-    while not signals.stopping:
-        try:
-            admin = Admin(config.kafka)
-        except BrokerError as error:
-            _log.warning("no_broker", error=str(error), mend="waiting for it")
-            continue
-        try:
-            if config.topics.create and (created := admin.create_missing(config.topics)):
-                _log.info("topics_created", topics=created)
-            if problems := admin.check(config.topics):
-                raise ConfigError("\n".join(problems))
-        finally:
-            admin.close()
-        return
-
-
-def compile_programs(fold: Fold, metrics: Metrics) -> None:
-    """Compile everything before the group is joined: afterwards nothing compiles."""
-    metrics.state.state(State.COMPILING)
-    began_s = time.monotonic()
-    with ThreadPoolExecutor(2, "compile") as pool:
-        fold.compile(pool.map)
-    _log.info("compiled", seconds=round(time.monotonic() - began_s, 1))
 
 
 def make_delivery(config: Config, source: Source) -> Delivery:

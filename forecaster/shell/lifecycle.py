@@ -221,6 +221,8 @@ class Lifecycle:
         metrics.retrain_requests_coalesced.inc(retrainer.coalesced - self._coalesced)
         self._coalesced = retrainer.coalesced
         metrics.trainer_memory.set(retrainer.memory_bytes)
+        metrics.retrain_due.set(retrainer.due_ratio(situation))
+        metrics.retrain_deadline.set(retrainer.spec.time_limit_s)
         metrics.drift_statistic.set(drift.statistic(retrainer.drift, retrainer.spec))
 
     def _note(self, event: object) -> None:

@@ -86,7 +86,8 @@ class Pipeline:
         quantiles = issued.last[:, None, None] + issued.offset
         times = None
         if self._interval_s:
-            times = issued.time_s[:, None] + self._interval_s * np.arange(1, self.fold.spec.horizon + 1)
+            ahead_s = self._interval_s * np.arange(1, self.fold.spec.horizon + 1, dtype=np.float64)
+            times = np.asarray(issued.time_s[:, None] + ahead_s, np.float64)
         batch = Forecasts(
             series=issued.series,
             issued_at=issued.time_s,

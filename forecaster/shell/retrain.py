@@ -78,6 +78,9 @@ class RetrainSpec(DriftSpec):
     every_ticks: int = Field(
         100_000, ge=0, description="Ticks taken in between scheduled retrains; 0: never."
     )
+    every_ratio: float = Field(
+        0.15, ge=0, description="Share by which the ticks taken in grow between scheduled retrains; 0: never."
+    )
     every_s: float = Field(0.0, ge=0, description="Event time between scheduled retrains; 0: never.")
     cooldown_s: float = Field(
         60.0, ge=0, description="Least time from the end of a retrain to the next scheduled one."
@@ -90,6 +93,11 @@ class RetrainSpec(DriftSpec):
     )
     memory_limit_mb: int = Field(4096, ge=256, description="Resident memory at which a trainer is killed.")
     keep_models: int = Field(10, ge=2, description="Newest models kept on the models topic.")
+
+    def ticks_between(self, ticks: int) -> float:
+        """After how many more ticks a retrain is due, when the last one began with so many taken in; infinity: never."""
+        by_growth = self.every_ratio * ticks
+        return min([float(n) for n in (self.every_ticks, by_growth) if n > 0], default=float("inf"))
 
 
 @dataclass(frozen=True)
@@ -192,6 +200,15 @@ class Retrainer:
         """Another model serves: its errors have a level of their own."""
         self.drift = drift.reset(self.drift)
 
+    def due_ratio(self, now: Situation) -> float:
+        """How much of the interval since the last retrain has passed, in ticks or in event time; 1 begins one."""
+        if not now.leads or self._began_event_s == float("-inf"):
+            return 0.0
+        spec = self.spec
+        by_ticks = (now.ticks - self._began_ticks) / spec.ticks_between(self._began_ticks)
+        by_time = (now.event_s - self._began_event_s) / spec.every_s if spec.every_s else 0.0
+        return max(by_ticks, by_time)
+
     def poll(self, situation: Situation) -> list[Event]:
         """What has happened; starts what is due. Never waits."""
         events: list[Event] = []
@@ -226,9 +243,7 @@ class Retrainer:
             return
         if self._began_event_s == float("-inf"):  # nothing was trained since this worker leads
             self._began_ticks, self._began_event_s = now.ticks, now.event_s
-        by_ticks = spec.every_ticks and now.ticks - self._began_ticks >= spec.every_ticks
-        by_time = spec.every_s and now.event_s - self._began_event_s >= spec.every_s
-        if (by_ticks or by_time) and self._now() - self._ended_s >= spec.cooldown_s:
+        if self.due_ratio(now) >= 1.0 and self._now() - self._ended_s >= spec.cooldown_s:
             self.request(Trigger.SCHEDULE)
 
     # ------------------------------------------------------------------ one trainer
