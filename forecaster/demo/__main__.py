@@ -32,7 +32,8 @@ from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
 from forecaster.shell.prediction import decode
 
 TOPICS = {"create_partitions": 2, "create_replication": 1}
-FRAME_S = 0.25
+FRAME_S = 0.2
+POLLS, POLL_S = 8, 0.01  # in a frame: enough for the backlog at the start, little while nothing comes
 SCRAPE_S = 1.0
 LINE_S = 5.0
 HISTORY_TIMEOUT_S = 120.0
@@ -86,26 +87,23 @@ class Demo:
         )
 
     def watch(self) -> None:
-        """Show what happens until the time is over; KeyboardInterrupt ends it too."""
+        """Show what happens until the time is over or KeyboardInterrupt; the last picture stays."""
         seconds = self._arguments.seconds
         until = time.monotonic() + seconds if seconds else float("inf")
         next_scrape = 0.0
-        with self._canvas() as draw:
-            while (now := time.monotonic()) < until:
-                if now >= next_scrape:
-                    self.state.figures.read()
-                    next_scrape = now + SCRAPE_S
-                self._take_predictions()
-                self._note_stages()
-                self._check_children()
-                draw()
-
-    def summary(self) -> None:
-        """What there was to see at the end, on the normal screen."""
-        if not self.state.series:
-            return
-        console = self._console
-        console.print(screen(self.state, time.monotonic(), console.width, None))
+        try:
+            with self._canvas() as draw:
+                while (now := time.monotonic()) < until:
+                    if now >= next_scrape:
+                        self.state.figures.read()
+                        next_scrape = now + SCRAPE_S
+                    self._take_predictions()
+                    self._note_stages()
+                    self._check_children()
+                    draw()
+                    time.sleep(FRAME_S)
+        finally:
+            self._console.print(screen(self.state, time.monotonic(), self._console.width, None))
 
     # --- starting ----------------------------------------------------------------------------------------
 
@@ -150,9 +148,13 @@ class Demo:
     # --- watching ----------------------------------------------------------------------------------------
 
     def _take_predictions(self) -> None:
-        for record in self._follower.poll(FRAME_S / 2):
-            if record.value is not None:
-                self.state.add(decode(record.value))
+        for _ in range(POLLS):
+            records = self._follower.poll(POLL_S)
+            if not records:
+                return
+            for record in records:
+                if record.value is not None:
+                    self.state.add(decode(record.value))
 
     def _note_stages(self) -> None:
         state = self.state
@@ -161,7 +163,7 @@ class Demo:
             self._reach("ready")
         if newest:  # of any series
             self._reach("first forecast")
-        if any(prediction and prediction.status == "ok" for prediction in newest):
+        if any(prediction and prediction.model and prediction.status == "ok" for prediction in newest):
             self._reach("first trained network")
 
     def _check_children(self) -> None:
@@ -235,6 +237,8 @@ def main() -> None:
     console = Console()
     try:
         _run(arguments, console)
+    except KeyboardInterrupt:
+        pass  # the usual way to end it
     except ForecasterError as error:
         console.print(f"{type(error).__name__}: {error}", style="red", highlight=False, markup=False)
         sys.exit(error.exit_code)
@@ -242,16 +246,14 @@ def main() -> None:
 
 def _run(arguments: argparse.Namespace, console: Console) -> None:
     with ExitStack() as stack:
-        demo = Demo(arguments, console, stack)
         try:
+            demo = Demo(arguments, console, stack)
             demo.start()
             demo.watch()
-        except KeyboardInterrupt:
-            pass  # the usual way to end it
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)  # what follows is short, and must not be cut off
-        demo.summary()
+                signal.signal(number, signal.SIG_IGN)  # the stack is undone in peace
+            console.print("ending what was started", style="dim")
 
 
 if __name__ == "__main__":
