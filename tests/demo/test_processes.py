@@ -72,7 +72,7 @@ def test_a_child_ends_when_the_demo_is_killed(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
-    assert runs(pid)
+    await_that(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
     parent.kill()
     parent.communicate()
     await_that(lambda: not runs(pid))
