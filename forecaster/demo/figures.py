@@ -78,6 +78,12 @@ class Figures:
             self._scrapes.popleft()
 
     @property
+    def doing(self) -> str:
+        """Where the daemon is in its life, in its own word."""
+        states = self.newest.by_label("forecaster_state", "forecaster_state")
+        return next((state for state, on in states.items() if on), "starting")
+
+    @property
     def ready(self) -> bool:
         """Whether the daemon says that it answers ticks."""
         return self.newest.total("forecaster_ready") > 0

@@ -85,6 +85,8 @@ def screen(state: State, now_s: float, width: int, height: int | None) -> Render
 def line(state: State, now_s: float) -> str:
     """The figures in one line, for a log."""
     figures = state.figures
+    if not state.series:
+        return f"{now_s - state.stages.started_s:6.1f} s · the daemon is {figures.doing}"
     model = figures.newest.label("forecaster_model_info", "version") or "none"
     parts = [
         f"{now_s - state.stages.started_s:6.1f} s",

@@ -82,6 +82,14 @@ def test_beyond_the_last_edge_nothing_more_is_known() -> None:
     assert bucket_quantile(0.5, {1.0: 0.0, inf: 0.0}) is None
 
 
+def test_what_the_daemon_does_is_its_own_word(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Figures("http://none")
+    assert seen.doing == "starting"
+    for state in ("compiling", "running"):
+        metrics.state.state(state)
+        assert scraped(metrics, monkeypatch, seen, 1.0).doing == state
+
+
 def test_a_daemon_that_does_not_answer_changes_nothing() -> None:
     seen = Figures("http://127.0.0.1:9")
     seen.read()
