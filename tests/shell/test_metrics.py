@@ -1,5 +1,7 @@
 """Metrics: what a scrape shows after what the loop reports, by Prometheus' own rules and plain arithmetic."""
 
+import inspect
+import re
 import threading
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
+import forecaster
 from forecaster.core.tick import Outcome, Reason
 from forecaster.shell.limits import cpu_cores, memory_limit_bytes
 from forecaster.shell.metrics import (
@@ -25,6 +28,7 @@ from forecaster.shell.metrics import (
     count_compiles,
 )
 
+PACKAGE = Path(forecaster.__file__).parent
 LEVELS = (0.05, 0.5, 0.95)
 HORIZON = 3
 
@@ -258,3 +262,16 @@ def test_cores_are_what_the_quota_allows(tmp_path: Path) -> None:
     assert cpu_cores(tmp_path) == machine
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     assert cpu_cores(tmp_path) == 0.5
+
+
+def test_every_metric_is_told_by_somebody() -> None:
+    """Each is named outside of Metrics, or in a method of Metrics that is."""
+    ours = inspect.getsource(Metrics)
+    sources = [path.read_text().replace(ours, "") for path in PACKAGE.rglob("*.py")]
+    told = {name for source in sources for name in re.findall(r"\.(\w+)\b", source)}
+    methods = {name: method for name, method in vars(Metrics).items() if callable(method) and name[0] != "_"}
+    for name in told & methods.keys():
+        told |= set(re.findall(r"self\.(\w+)", inspect.getsource(methods[name])))
+    declared = {name for name in vars(Metrics(horizon=1, levels=(0.5,))) if not name.startswith("_")}
+    assert declared - told == set()
+    assert {name for name in methods if name not in told} == set()

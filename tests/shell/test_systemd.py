@@ -19,7 +19,7 @@ def supervisor(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def test_each_event_is_one_datagram(supervisor: socket.socket) -> None:
-    systemd = Systemd({"NOTIFY_SOCKET": supervisor.getsockname()})
+    systemd = Systemd({"NOTIFY_SOCKET": supervisor.getsockname(), "WATCHDOG_USEC": "1000000"})
     systemd.ready()
     systemd.alive()
     systemd.status("two\nlines")
@@ -51,13 +51,27 @@ def test_without_a_supervisor_nothing_happens() -> None:
 
 
 def test_a_supervisor_that_is_gone_is_no_fault(tmp_path: Path) -> None:
-    Systemd({"NOTIFY_SOCKET": str(tmp_path / "gone")}).alive()
+    Systemd({"NOTIFY_SOCKET": str(tmp_path / "gone")}).ready()
 
 
 def test_a_supervisor_that_does_not_read_blocks_nobody(supervisor: socket.socket) -> None:
     systemd = Systemd({"NOTIFY_SOCKET": supervisor.getsockname()})
     for _ in range(10_000):
+        systemd.status("busy")
+
+
+def test_the_watchdog_is_fed_a_few_times_an_interval_and_only_if_it_asks(supervisor: socket.socket) -> None:
+    now_s = 0.0
+    watched = {"NOTIFY_SOCKET": supervisor.getsockname(), "WATCHDOG_USEC": "8000000"}
+    systemd = Systemd(watched, lambda: now_s)
+    silent = Systemd({"NOTIFY_SOCKET": supervisor.getsockname()}, lambda: now_s)
+    for now_s in (0.0, 0.1, 1.9, 2.0, 2.1, 4.5):
         systemd.alive()
+        silent.alive()
+    supervisor.setblocking(False)
+    assert [supervisor.recv(64) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+    with pytest.raises(BlockingIOError):
+        supervisor.recv(64)
 
 
 @pytest.mark.parametrize(
