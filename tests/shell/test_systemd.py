@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,11 +62,11 @@ def test_a_supervisor_that_does_not_read_blocks_nobody(supervisor: socket.socket
 
 
 def test_the_watchdog_is_fed_a_few_times_an_interval_and_only_if_it_asks(supervisor: socket.socket) -> None:
-    now_s = 0.0
+    clock = SimpleNamespace(s=0.0)
     watched = {"NOTIFY_SOCKET": supervisor.getsockname(), "WATCHDOG_USEC": "8000000"}
-    systemd = Systemd(watched, lambda: now_s)
-    silent = Systemd({"NOTIFY_SOCKET": supervisor.getsockname()}, lambda: now_s)
-    for now_s in (0.0, 0.1, 1.9, 2.0, 2.1, 4.5):
+    systemd = Systemd(watched, lambda: clock.s)
+    silent = Systemd({"NOTIFY_SOCKET": supervisor.getsockname()}, lambda: clock.s)
+    for clock.s in (0.0, 0.1, 1.9, 2.0, 2.1, 4.5):
         systemd.alive()
         silent.alive()
     supervisor.setblocking(False)
