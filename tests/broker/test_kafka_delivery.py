@@ -6,11 +6,11 @@ import time
 import pytest
 from kafka.record.default_records import DefaultRecordBatch
 
-from forecaster.errors import BrokerError
+from forecaster.errors import BrokerError, DataError, FencedError
 from forecaster.shell.kafka import Assigned, Lost, Moved, MoveReason, Revoked
 from forecaster.shell.kafka.source import Source
 from tests.apache_kafka import Cluster
-from tests.broker.workers import Worker, answers, fresh_topics, produce, spec_for, until
+from tests.broker.workers import Worker, answers, fresh_topics, produce, read_all, spec_for, until
 
 
 def test_a_worker_answers_every_tick_once_and_commits_it(kafka: str) -> None:
@@ -210,6 +210,52 @@ def test_a_batch_that_cannot_be_decoded_leads_to_a_new_client_not_to_a_hang(
     assert set(answers(spec, topics.predictions)) == {(0, offset) for offset in range(100)}
 
 
+def damage(monkeypatch: pytest.MonkeyPatch, offset: int) -> None:
+    """Every client finds the batch with this offset damaged, however often it is read."""
+    honest = DefaultRecordBatch.validate_crc
+
+    def validate_crc(batch: DefaultRecordBatch) -> bool:
+        return honest(batch) and not batch.base_offset <= offset <= batch.last_offset
+
+    monkeypatch.setattr(DefaultRecordBatch, "validate_crc", validate_crc)
+
+
+def test_a_batch_that_stays_unreadable_is_passed_over_and_all_others_are_answered(
+    kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics, spec = fresh_topics(kafka, partitions=2), spec_for(kafka)
+    for _ in range(3):
+        produce(kafka, topics.ticks, [0], 30)
+    produce(kafka, topics.ticks, [1], 30)
+    damage(monkeypatch, offset=45)
+    worker = Worker(spec, topics)
+    until(lambda: {(0, 89), (1, 29)} <= set(worker.read), worker.turn)
+    worker.stop()
+    again = read_all(spec, topics.ticks)
+    monkeypatch.undo()
+
+    (moved,) = [c for c in worker.changes if isinstance(c, Moved) and c.reason is MoveReason.UNREADABLE]
+    assert moved.from_offset is not None
+    assert 30 <= moved.from_offset <= 45 < moved.to_offset <= 60
+    lost = {(0, offset) for offset in range(moved.from_offset, moved.to_offset)}
+    assert {(r.partition, r.offset) for r in again} == set(worker.read), (
+        "whoever reads again passes over the same"
+    )
+    assert set(answers(spec, topics.predictions)) == {(0, o) for o in range(90)} - lost | {
+        (1, o) for o in range(30)
+    }
+
+
+def test_a_worker_may_stop_at_what_it_cannot_read(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    topics, spec = fresh_topics(kafka, partitions=1), spec_for(kafka, unreadable="stop")
+    produce(kafka, topics.ticks, [0], 30)
+    damage(monkeypatch, offset=0)
+    worker = Worker(spec, topics)
+    with pytest.raises(DataError, match=r"offset 0 cannot be decoded; reading could go on at \d+"):
+        until(lambda: False, worker.turn)
+    worker.kill()
+
+
 def test_taking_work_back_reads_it_again(kafka: str) -> None:
     topics, spec = fresh_topics(kafka), spec_for(kafka, commit_interval_s=30)
     produce(kafka, topics.ticks, range(4), 50)
@@ -228,6 +274,33 @@ def test_taking_work_back_reads_it_again(kafka: str) -> None:
     found = answers(spec, topics.predictions)
     assert set(found) == {(p, offset) for p in range(4) for offset in range(50)}
     assert sum(found.values()) == 200 + again
+
+
+def test_of_two_workers_with_one_static_identity_the_older_stops(kafka: str) -> None:
+    topics, spec = fresh_topics(kafka), spec_for(kafka, instance_id="worker-1")
+    older, newer = Worker(spec, topics), Worker(spec, topics)
+    until(lambda: len(older.source.assigned) == 4, older.turn)
+    until(lambda: len(newer.source.assigned) == 4, newer.turn)
+    with pytest.raises(FencedError, match="instance_id"):
+        until(lambda: False, older.turn)
+    older.kill()
+    newer.stop()
+
+
+def test_a_static_member_that_comes_back_moves_no_partition(kafka: str) -> None:
+    topics, spec = fresh_topics(kafka), spec_for(kafka, session_timeout_s=20)
+    mine = spec.model_copy(update={"instance_id": "worker-1"})
+    stays = Worker(spec.model_copy(update={"instance_id": "worker-2"}), topics)
+    leaves = Worker(mine, topics)
+    until(lambda: len(stays.source.assigned) == len(leaves.source.assigned) == 2, stays.turn, leaves.turn)
+    before, owned = len(stays.changes), leaves.source.assigned
+    leaves.stop()
+    back = Worker(mine, topics)
+    until(lambda: len(back.source.assigned) == 2, back.turn, stays.turn)
+    assert back.source.assigned == owned
+    assert stays.changes[before:] == []
+    back.stop()
+    stays.stop()
 
 
 def test_no_broker_at_start_is_waited_for_and_no_thread_stays(kafka_jars: None) -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.errors import (
     FencedInstanceIdError,
@@ -30,6 +30,7 @@ from forecaster.shell.kafka.client import (
 )
 from forecaster.shell.kafka.progress import Progress
 from forecaster.shell.kafka.transaction import transactional_settings
+from forecaster.shell.kafka.unreadable import Gaps
 
 
 def test_reading_the_configuration_does_not_import_the_client() -> None:
@@ -154,12 +155,31 @@ def test_a_partition_is_suspect_once_it_was_silent_for_the_stall_time() -> None:
     assert progress.suspects({0, 1}) == []
     clock[0] = 70.0
     assert progress.suspects({0, 1}) == [0]
-    assert progress.suspects({0, 1}) == [], "it looks only now and then"
+    assert not progress.due(), "it looks only now and then"
     clock[0] = 120.0
     assert progress.suspects({0, 1}) == [0, 1]
     progress.forget({0})
     clock[0] = 150.0
     assert progress.suspects({0, 1}) == [1], "a partition that is new has its time"
+
+
+def test_what_cannot_be_decoded_is_tried_three_times_then_passed_over() -> None:
+    asked: list[tuple[TopicPartition, int]] = []
+
+    def find(partition: TopicPartition, offset: int) -> int:
+        asked.append((partition, offset))
+        return offset + 10
+
+    gaps, place = Gaps(find), TopicPartition("ticks", 2)
+    assert not gaps.failed(place, 5)
+    assert not gaps.failed(place, 7)
+    assert not gaps.failed(place, 5)
+    assert gaps.after(place, 5) is None
+    assert gaps.failed(place, 5)
+    assert asked == [(place, 5)]
+    assert gaps.after(place, 5) == 15
+    assert gaps.after(place, 6) is None
+    assert gaps.after(TopicPartition("ticks", 1), 5) is None
 
 
 def test_a_second_stall_is_waited_for_longer() -> None:

@@ -9,6 +9,7 @@ Here only what costs nothing to import; the rest by its file:
     listener     the rebalance callbacks
     joining      two mends for joins that outlive a poll
     progress     which partitions are silent
+    unreadable   batches that no client can decode
     sink         messages out, bounded, acknowledged
     delivery     at least once: commit only what was acknowledged
     transaction  exactly once: messages and offsets in one transaction

@@ -32,6 +32,10 @@ def before_poll(consumer: KafkaConsumer) -> None:
 
 def after_poll(consumer: KafkaConsumer) -> None:
     """Have a join that is still going on waited for by the next poll, whatever it began for."""
-    coordinator = consumer._coordinator  # noqa: SLF001
-    if coordinator.state == MemberState.REBALANCING:
-        coordinator.request_rejoin()
+    if is_joining(consumer):
+        consumer._coordinator.request_rejoin()  # noqa: SLF001
+
+
+def is_joining(consumer: KafkaConsumer) -> bool:
+    """Whether a join is going on, or has ended without being taken note of."""
+    return consumer._coordinator.state == MemberState.REBALANCING  # noqa: SLF001

@@ -6,6 +6,7 @@ here. As in source.py, an exception out of the library means a new client, which
 was.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,6 +20,7 @@ from forecaster.shell.kafka.client import connect, fatal, reader_settings
 from forecaster.shell.kafka.record import Record
 from forecaster.shell.kafka.source import to_records
 from forecaster.shell.kafka.spec import KafkaSpec
+from forecaster.shell.kafka.unreadable import Gaps, culprit, next_readable
 
 log = logging.getLogger(__name__)
 
@@ -183,25 +185,36 @@ class _Reader:
         self._spec = spec
         self._consumer: KafkaConsumer | None = None
         self._left_out: set[TopicPartition] = set()
+        self._gaps = Gaps(lambda partition, offset: next_readable(spec, partition, offset))
 
     def poll(self, timeout_s: float) -> list[Record]:
+        consumer = self._consumer
         try:
-            consumer = self._consumer or self._connect()
+            consumer = consumer or self._connect()
             batches = consumer.poll(timeout_ms=round(timeout_s * 1000))
             for partition in self.positions:
                 state = consumer._subscription.assignment[partition]  # noqa: SLF001 - position() may block
                 if state.position is not None:
                     self.positions[partition] = state.position.offset
         except Exception as error:  # see the head of this file
-            ours = fatal(error)
+            place = culprit(consumer, error) if consumer is not None else None
             self.close()
-            if ours is not None:
+            if (ours := fatal(error)) is not None:
                 raise ours from error
             self.last_error = error
             log.warning("rebuilding a reader after %s: %s", type(error).__name__, error)
+            if place is not None:
+                self._pass_over(*place)
             time.sleep(min(timeout_s, _SLICE_S))
             return []
         return [record for batch in batches.values() for record in to_records(batch)]
+
+    def _pass_over(self, partition: TopicPartition, offset: int) -> None:
+        """Go on behind what cannot be decoded, once it was tried often enough."""
+        self.positions[partition] = offset
+        with contextlib.suppress(KafkaError):  # nobody answers: it is found out at the next try
+            if self._gaps.failed(partition, offset):
+                self.positions[partition] = self._gaps.after(partition, offset) or offset
 
     def leave_out(self, partitions: Collection[TopicPartition]) -> None:
         self._left_out |= set(partitions)

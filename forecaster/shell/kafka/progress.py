@@ -19,8 +19,6 @@ class Progress:
 
     def suspects(self, reading: Collection[int]) -> list[int]:
         """Those of the partitions being read that gave nothing for the stall time."""
-        if not self.due():
-            return []
         now = self._now()
         self._look_at_s = now + self._stall_s / 4
         limit = now - self._stall_s * self._patience

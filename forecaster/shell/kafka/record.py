@@ -28,6 +28,8 @@ class MoveReason(StrEnum):
     """Nothing was committed yet: the start policy decided."""
     OUT_OF_RANGE = "out_of_range"
     """Retention has removed the position: records between were lost."""
+    UNREADABLE = "unreadable"
+    """What is on the log there cannot be decoded by any client: it was passed over."""
     TRUNCATED = "truncated"
     """The log was cut behind the position by an unclean leader election."""
 

@@ -23,13 +23,14 @@ from kafka.errors import (
 )
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
-from forecaster.errors import BrokerError
+from forecaster.errors import BrokerError, DataError
 from forecaster.shell.kafka import joining
 from forecaster.shell.kafka.client import connect, fatal, member_settings
 from forecaster.shell.kafka.listener import Listener
 from forecaster.shell.kafka.progress import Progress
 from forecaster.shell.kafka.record import Assigned, Change, Lost, Moved, MoveReason, Record, Revoked
 from forecaster.shell.kafka.spec import KafkaSpec
+from forecaster.shell.kafka.unreadable import Gaps, culprit, next_readable
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Source:
         self._retry_at_s = -float("inf")
         self._contact_s = now()
         self._progress = Progress(spec.stall_s, now)
+        self._gaps = Gaps(lambda partition, offset: next_readable(spec, partition, offset))
 
     # -- reading
 
@@ -86,13 +88,14 @@ class Source:
         `timeout_s`.
 
         Empty while no broker answers. Raises BrokerError (credentials, rights, `out_of_range = "stop"`) and
-        FencedError, nothing else.
+        FencedError, DataError (`unreadable = "stop"`), nothing else.
         """
         consumer = self._consumer or self._connect(timeout_s)
         if consumer is None:
             return []
         try:
             joining.before_poll(consumer)
+            self._pass_over(consumer)
             batches = consumer.poll(timeout_ms=round(timeout_s * 1000))
             joining.after_poll(consumer)
             records = [record for batch in batches.values() for record in to_records(batch)]
@@ -101,7 +104,12 @@ class Source:
             self._guarded(self._move, consumer, error)
             return []
         except Exception as error:  # see the head of this file
+            place = culprit(consumer, error)
             self._failed(error)
+            if place is not None:
+                self._unreadable(*place)
+            return []
+        if self._consumer is not consumer:  # it was thrown away after it gave these
             return []
         if records:
             self._failures = 0
@@ -390,6 +398,27 @@ class Source:
             self._changes.append(Moved(partition.partition, was, offset, reason))
             log.info("%s/%d: reading from %d (%s, was %s)", *partition, offset, reason, was)
 
+    def _unreadable(self, partition: TopicPartition, offset: int) -> None:
+        """What is on the log there could not be decoded: after some tries, decide what becomes of it."""
+        try:
+            known = self._gaps.failed(partition, offset)
+        except Exception as error:  # see the head of this file; it is found out at the next try
+            log.warning("%s/%d: cannot look behind offset %d: %s", *partition, offset, error)
+            return
+        if known and self.spec.unreadable == "stop":
+            raise DataError(
+                f"{partition.topic}/{partition.partition}: offset {offset} cannot be decoded; reading could go on at "
+                f'{self._gaps.after(partition, offset)}: commit that, or set kafka.unreadable = "skip"'
+            )
+
+    def _pass_over(self, consumer: KafkaConsumer) -> None:
+        """Go on behind what cannot be decoded."""
+        for partition in self._tps(self.epochs) if self._gaps else ():
+            offset = self.position(partition.partition)
+            behind = self._gaps.after(partition, offset) if offset is not None else None
+            if behind is not None:
+                self._seek(consumer, {partition: behind}, MoveReason.UNREADABLE, {partition: offset or 0})
+
     def _seek_to_committed(self, consumer: KafkaConsumer) -> None:
         ours = self.assigned
         committed = self.committed(ours)
@@ -426,13 +455,16 @@ class Source:
         self._progress.forget(partitions)
 
     def _watch(self, consumer: KafkaConsumer, gave: list[int]) -> None:
-        """Notice partitions that have lag and give nothing, and brokers that no longer answer."""
+        """Notice brokers that no longer answer, and partitions that have lag and give nothing."""
         if gave:
             self._contact_s = self._now()
             self._progress.restart(gave)
-        paused = (
-            {partition.partition for partition in consumer.paused()} if self._progress.due() else set[int]()
-        )
+        if not self._progress.due():
+            return
+        if self._now() - self.last_contact_s > self._silence_s(consumer):
+            self.rebuild("silent")
+            return
+        paused = {partition.partition for partition in consumer.paused()}
         suspects = self._progress.suspects(self.assigned - paused)
         if not suspects:
             return
@@ -442,6 +474,11 @@ class Source:
         if behind:
             self._progress.be_patient()
             self.rebuild("stalled")
+
+    def _silence_s(self, consumer: KafkaConsumer) -> float:
+        """How long no answer is no reason to worry; a join waits for the slowest member, without heartbeats."""
+        joining_s = self.spec.max_poll_interval_s if joining.is_joining(consumer) else 0.0
+        return self.spec.stall_s + joining_s
 
     def _state(self, partition: int) -> Any:
         """The library's own record of a partition: its public accessors may block on the network."""

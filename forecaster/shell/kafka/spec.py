@@ -42,6 +42,11 @@ class KafkaSpec(Spec):
         "earliest",
         description="where to go on when retention has removed the committed offset; stop ends the process",
     )
+    unreadable: Literal["skip", "stop"] = Field(
+        "skip",
+        description="what to do with a batch on the log that cannot be decoded (checksum, codec) after three tries; "
+        "skip goes on behind it and counts its offsets, stop ends the process",
+    )
     delivery: Literal["at_least_once", "exactly_once"] = Field(
         "at_least_once",
         description="at_least_once repeats predictions (with the same source) after a crash; "
