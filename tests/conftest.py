@@ -1,4 +1,4 @@
-"""What holds for every test: the CPU, strict shapes, a clean environment, Kafka on demand, no skips in CI.
+"""What holds for every test: the CPU, a clean environment, Kafka on demand, no skips in CI.
 
 Tests run in random order, each with its seeds set anew (pytest-randomly). `FORECASTER_TEST_KAFKA=host:port`
 points the broker tests at a broker that is already there; `CI` or `FORECASTER_NO_SKIP` turns every skip into
@@ -18,7 +18,6 @@ NO_SKIP = bool(os.environ.get("CI") or os.environ.get("FORECASTER_NO_SKIP"))
 for name in [name for name in os.environ if name.startswith("FORECASTER_")]:
     del os.environ[name]  # the developer's own settings are none of the tests' business
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 

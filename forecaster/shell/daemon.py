@@ -9,11 +9,12 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import structlog
@@ -43,6 +44,10 @@ HOUSEKEEPING_S = 1.0
 STALLED_S = 30.0  # a loop that has not turned for so long is not healthy
 STOP_S = 8.0  # for what is in flight, at the end; Docker kills after 10
 _log = structlog.get_logger(__name__)
+
+
+class _ToldToStopError(Exception):
+    """A signal came while compiling."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +124,21 @@ class Daemon:
         self.metrics.state.state(State.COMPILING)
         self._systemd.extend_timeout(STALLED_S * 10)
         began_s = self._now()
-        with ThreadPoolExecutor(2, "compile") as pool:
-            self.fold.compile(pool.map)
-        self.compiled = True
-        _log.info("compiled", seconds=round(self._now() - began_s, 1))
+        pool = ThreadPoolExecutor(2, "compile")
+
+        def each(compiled: Callable[[Any], Any], keys: Iterable[Any]) -> Iterator[Any]:
+            for future in [pool.submit(compiled, key) for key in keys]:
+                while not (future.done() or self.signals.stopping):
+                    wait([future], 0.1)
+                if self.signals.stopping:
+                    raise _ToldToStopError
+                yield future.result()
+
+        with suppress(_ToldToStopError):
+            self.fold.compile(each)
+            self.compiled = True
+            _log.info("compiled", seconds=round(self._now() - began_s, 1))
+        pool.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------------ a turn
 
@@ -357,6 +373,8 @@ def run(config: Config, signals: Signals, path: Path | None = None) -> int:
         daemon.start()
         while not signals.stopping:
             daemon.turn()
+    if not daemon.compiled:
+        os._exit(0)  # a compiler that still runs would keep the process for a minute
     return 0
 
 
