@@ -15,10 +15,10 @@ from forecaster.demo.figures import Figures
 from forecaster.demo.scores import Band, SeriesScores
 from forecaster.shell.prediction import Prediction
 
-CURVES_WIDTH = 118  # columns from which on there is room for curves
-EDGES_WIDTH = 156  # and for both edges of the bands
+CURVES_WIDTH = 122  # columns from which on there is room for curves
+EDGES_WIDTH = 160  # and for both edges of the bands
 HEADER_LINES = 12  # above and below the rows of the table
-PAST_STEPS = 24  # of a curve
+NUMBERS_WIDTH, MORE_FOR_EDGES = 98, 24  # columns that a table with curves needs for all but them
 BARS = "▁▂▃▄▅▆▇█"
 STATUS_STYLE = {"cold": "blue", "warming": "yellow", "ok": "green", "fallback": "red"}
 STATUS_MEANS = {"cold": "no history", "warming": "warming up", "ok": "network", "fallback": "without network"}
@@ -73,9 +73,8 @@ def screen(state: State, now_s: float, width: int, height: int | None) -> Render
     if len(rows) > room:
         room -= 1  # for the line that says so
     parts: list[RenderableType] = [_title(state, now_s, width), Text(), *_figures(state), Text()]
-    parts.append(
-        _table(rows[:room], width) if rows else Text("  waiting for the first forecast", style="dim")
-    )
+    waiting = Text(f"  the daemon is {state.figures.doing}; then comes the first forecast", style="yellow")
+    parts.append(_table(rows[:room], width) if rows else waiting)
     if len(rows) > room:
         parts.append(Text(f"  … and {len(rows) - room} more series", style="dim"))
     parts += [_cut(_legend()), _cut(Text(f"  {state.hint}", style="dim"))]
@@ -197,9 +196,10 @@ def _stages(stages: Stages) -> Text:
 
 def _table(rows: Iterable[tuple[str, SeriesScores]], width: int) -> Table:
     curves, edges = width >= CURVES_WIDTH, width >= EDGES_WIDTH
+    curve_width = width - NUMBERS_WIDTH - MORE_FOR_EDGES * edges if curves else 0
     table = Table(box=None, header_style="bold", padding=(0, 0, 0, 2 if curves else 1))
     table.add_column("")
-    table.add_column("series", no_wrap=True, overflow="ellipsis", max_width=24 if curves else 16)
+    table.add_column("series", no_wrap=True, overflow="ellipsis", max_width=16)
     if curves:
         table.add_column("lately, and the forecast", no_wrap=True)
     band = ", 80 % band" if curves else ""
@@ -209,18 +209,18 @@ def _table(rows: Iterable[tuple[str, SeriesScores]], width: int) -> Table:
         if (newest := scores.newest) is not None:
             table.add_row(
                 Text("●", style=STATUS_STYLE[newest.status]),
-                *_cells(series, scores, newest, curves=curves, edges=edges),
+                *_cells(series, scores, newest, curve_width, edges=edges),
             )
     return table
 
 
 def _cells(
-    series: str, scores: SeriesScores, newest: Prediction, *, curves: bool, edges: bool
+    series: str, scores: SeriesScores, newest: Prediction, curve_width: int, *, edges: bool
 ) -> list[RenderableType]:
     places = _decimals(scores.bands[-1], newest.last)
     return [
         series,
-        *([_curve(scores)] if curves else []),
+        *([_curve(scores, curve_width)] if curve_width else []),
         Text(_number(newest.last, places), style="bold"),
         _band(scores.bands[0], places, edges=edges),
         _band(scores.bands[-1], places, edges=edges),
@@ -243,14 +243,14 @@ def _band(band: Band, places: int | None, *, edges: bool) -> Text:
     return Text.assemble(_number(band.median, places), (f" [{low}, {high}]", "dim"))
 
 
-def _curve(scores: SeriesScores) -> Text:
+def _curve(scores: SeriesScores, width: int) -> Text:
     """The last values and, in colour, the medians of the forecast, over their common range."""
-    past = list(scores.values)[-PAST_STEPS:]
-    ahead = [band.median for band in scores.bands]
+    ahead = [band.median for band in scores.bands[: width // 2]]
+    past = list(scores.values)[-(width - len(ahead)) :]
     low, high = min(past + ahead), max(past + ahead)
     height = (len(BARS) - 1) / (high - low) if high > low else 0.0
     bars = "".join(BARS[round((value - low) * height)] for value in past + ahead)
-    return Text.assemble((bars[: len(past)].rjust(PAST_STEPS), "dim"), (bars[len(past) :], "cyan"))
+    return Text.assemble((bars[: len(past)].rjust(width - len(ahead)), "dim"), (bars[len(past) :], "cyan"))
 
 
 def _event_time(state: State) -> str:
