@@ -15,12 +15,10 @@ from forecaster.core import experts
 from forecaster.core.fold import Fold
 from forecaster.shell.kafka.delivery import Delivery
 from forecaster.shell.kafka.source import Source
-from forecaster.shell.metrics import Metrics
+from forecaster.shell.metrics import REBUILD_REASONS, Metrics
 
 SAMPLE = 256
 """Series that are looked at for a mean over series."""
-
-REBUILDS = ("error", "stalled", "io")
 
 
 class Figures:
@@ -39,7 +37,7 @@ class Figures:
         metrics.set_lag(source.lag())
         metrics.outstanding_messages.set(self._delivery.outstanding)
         metrics.delivery_resets.inc(self._rise("resets", self._delivery.resets))
-        for reason in REBUILDS:
+        for reason in REBUILD_REASONS:
             metrics.consumer_rebuilds[reason].inc(self._rise(reason, source.rebuilds[reason]))
         metrics.commits.inc(self._rise("commits", source.commits))
         metrics.commit_failures.inc(self._rise("commit_failures", source.commit_failures))

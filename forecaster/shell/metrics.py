@@ -92,6 +92,7 @@ class State(StrEnum):
     DRAINING = "draining"
 
 
+REBUILD_REASONS = ("error", "stalled", "silent", "io")
 STATUSES = ("cold", "warming", "ok", "fallback")
 TRIGGERS = ("schedule", "signal", "http", "cli", "drift", "startup")
 RETRAIN_OUTCOMES = (
@@ -196,7 +197,7 @@ class Metrics:
             "consumer_rebuilds",
             "Times the consumer was thrown away and built anew.",
             "reason",
-            ("error", "stalled", "io"),
+            REBUILD_REASONS,
         )
         self.position_moves = self._counters(
             "position_moves", "Times that a policy, not a commit, chose where to read.", "reason", MoveReason

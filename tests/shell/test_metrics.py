@@ -15,6 +15,7 @@ import forecaster
 from forecaster.core.tick import Outcome, Reason
 from forecaster.shell.limits import cpu_cores, memory_limit_bytes
 from forecaster.shell.metrics import (
+    REBUILD_REASONS,
     RETRAIN_OUTCOMES,
     SERIES_CAP,
     STATUSES,
@@ -82,6 +83,8 @@ def test_labels_are_the_words_of_those_who_count() -> None:
     assert set(STATUSES) == set(advance.STATUSES)
     assert set(TRIGGERS) == set(retrain.Trigger)
     assert set(RETRAIN_OUTCOMES) == set(retrain.Outcome)
+    said = re.findall(r'rebuild(?:s\[|\()"(\w+)"', (PACKAGE / "shell" / "kafka" / "source.py").read_text())
+    assert set(REBUILD_REASONS) >= set(said) != set()
 
 
 def test_an_unknown_outcome_is_a_bug_and_not_a_new_label(metrics: Metrics) -> None:
