@@ -92,7 +92,7 @@ class State(StrEnum):
     DRAINING = "draining"
 
 
-REBUILD_REASONS = ("error", "stalled", "silent", "io")
+REBUILD_REASONS = ("error", "stalled", "silent")
 STATUSES = ("cold", "warming", "ok", "fallback")
 TRIGGERS = ("schedule", "signal", "http", "cli", "drift", "startup")
 RETRAIN_OUTCOMES = (
