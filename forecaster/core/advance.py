@@ -343,7 +343,7 @@ def foretell(
 
     # 2. one cell step, and the head
     moved, y = model.step(spec, serving.params, changes.carry, percept.x)
-    network = model.quantiles(spec, serving.params, y, percept.x, percept.direct)
+    network = model.head(spec, serving.params, y, percept.x, percept.direct)  # put in order once mixed
     finite = jnp.isfinite(network).all((1, 2)) & jnp.isfinite(moved).all(1)
     carry = jnp.where(finite[:, None], moved, 0.0)
     network = jnp.where(finite[:, None, None], network, 0.0)

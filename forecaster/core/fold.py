@@ -35,6 +35,10 @@ LENDERS = 512  # series of a partition that a newborn borrows from
 LOAN_EVERY = 2048  # offsets after which a partition's loan is made anew
 
 
+Programs = dict[tuple[str, int], Any]
+"""Compiled programs by name and size."""
+
+
 class Issued(NamedTuple):
     """Forecasts of one call, in the order of the log; arrays of n entries."""
 
@@ -113,9 +117,13 @@ class Fold:
         self._queue = _Queue()
         self._loans: dict[int, Loan] = {}
         self._stretch: dict[int, int] = {}  # which LOAN_EVERY offsets a partition is in
-        self._lenders: list[tuple[int, np.ndarray]] = []  # partitions whose stretch began in this batch; rows then
-        self._due: dict[int, list[tuple[float, str]]] = {}  # open bars by partition: heap of (closing time, series)
-        self._programs: dict[tuple[str, int], Any] = {}
+        self._lenders: list[
+            tuple[int, np.ndarray]
+        ] = []  # partitions whose stretch began in this batch; rows then
+        self._due: dict[
+            int, list[tuple[float, str]]
+        ] = {}  # open bars by partition: heap of (closing time, series)
+        self._programs: Programs = {}
 
     # ------------------------------------------------------------------ ticks to steps
 
@@ -316,37 +324,55 @@ class Fold:
 
     def compile(self, each: Callable[..., Iterable[Any]] = map) -> None:
         """Compile every program for every size. `each` maps a function over a list, and may do so in threads."""
-        lanes = self._lanes
-        wanted = [("rounds", lanes), ("put", lanes), *_PROGRAMS]
-        for key, program in zip(wanted, each(lambda key: self._compiled(*key), wanted), strict=True):
-            self._programs[key] = program
+        self._programs |= self.programs(self.spec, each)
+
+    def programs(self, spec: ModelSpec, each: Callable[..., Iterable[Any]] = map) -> Programs:
+        """All programs for networks of this spec on a table like ours; reads shapes only, so safe beside the loop."""
+        wanted = [("rounds", self._lanes), ("put", self._lanes), *_PROGRAMS]
+        made = each(lambda key: self._compiled(spec, *key), wanted)
+        return dict(zip(wanted, made, strict=True))
+
+    def adopt(self, spec: ModelSpec, programs: Programs) -> None:
+        """Go on with networks of another cell or size; the rows stay, and their carries are warmed up when touched."""
+        if not self.takes(spec):
+            raise ValueError(f"a network with {spec} does not fit a table made for {self.spec}")
+        carry = jnp.zeros((self.rows.carry.shape[0], spec.carry_size), jnp.float32)
+        self.spec, self.rows, self._programs = spec, self.rows._replace(carry=carry), dict(programs)
+
+    def takes(self, spec: ModelSpec) -> bool:
+        """Whether networks of this spec fit the table: all but the recurrent part has to be the same."""
+        ours, theirs = fold.layout(self.spec), fold.layout(spec)
+        return theirs._replace(carry=0) == ours._replace(carry=0) and spec.levels == self.spec.levels
 
     def _program(self, name: str, size: int) -> Any:
         if (name, size) not in self._programs:
-            self._programs[name, size] = self._compiled(name, size)
+            self._programs[name, size] = self._compiled(self.spec, name, size)
         return self._programs[name, size]
 
-    def _compiled(self, name: str, size: int) -> Any:
-        function, written, arguments = self._source(name, size)
+    def _compiled(self, spec: ModelSpec, name: str, size: int) -> Any:
+        function, written, arguments = self._source(spec, name, size)
         donated = 0 if written else ()
         return jax.jit(function, donate_argnums=donated).lower(*arguments).compile(QUICK)
 
-    def _source(self, name: str, size: int) -> tuple[Callable[..., Any], bool, tuple[Any, ...]]:
-        """A program: the function, whether it writes its first argument (the table), what its arguments are like."""
+    def _source(
+        self, spec: ModelSpec, name: str, size: int
+    ) -> tuple[Callable[..., Any], bool, tuple[Any, ...]]:
+        """A program: the function, whether it writes its first argument (the table), and its arguments' shapes."""
 
         def like(tree: Any, *lead: int) -> Any:
             return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), tree)
 
-        rows, serving = like(self.rows), like(self._serving)
-        idx, number = jax.ShapeDtypeStruct((size,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-        real, flag = jax.ShapeDtypeStruct((size,), jnp.float32), jax.ShapeDtypeStruct((size,), jnp.bool_)
-        steps = Steps(real, real, real, flag, flag)
-        advance, rewarm = partial(fold.advance, self.spec), partial(fold.rewarm, self.spec)
-        rounds, lend = partial(fold.advance_rounds, self.spec), partial(fold.lend, self.spec)
-
         def result(function: Callable[..., Any], *arguments: Any) -> Any:
             return jax.eval_shape(function, *arguments)
 
+        table_rows = self.index.spec.max_series
+        rows = result(lambda: table.empty(fold.layout(spec), table_rows))
+        serving = result(lambda: _serving(untrained(spec)))
+        idx, number = jax.ShapeDtypeStruct((size,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+        real, flag = jax.ShapeDtypeStruct((size,), jnp.float32), jax.ShapeDtypeStruct((size,), jnp.bool_)
+        steps = Steps(real, real, real, flag, flag)
+        advance, rewarm = partial(fold.advance, spec), partial(fold.rewarm, spec)
+        rounds, lend = partial(fold.advance_rounds, spec), partial(fold.lend, spec)
         match name:
             case "advance":
                 program = advance, False, (serving, rows, idx, steps)

@@ -16,12 +16,13 @@ import structlog
 
 from forecaster.config import Config
 from forecaster.core import drift
-from forecaster.core.fold import Fold, Issued
+from forecaster.core.fold import Fold, Issued, Programs
 from forecaster.core.history import Span
+from forecaster.core.model import Model
 from forecaster.errors import ForecasterError
 from forecaster.shell.control import Answer, Command, ControlFollower, Message, Request, encode
 from forecaster.shell.kafka.sink import Sink
-from forecaster.shell.metrics import Metrics
+from forecaster.shell.metrics import Metrics, Phase, compiling
 from forecaster.shell.models import Models, ModelsFollower, NowServing, Refused
 from forecaster.shell.models.convert import from_stored
 from forecaster.shell.retrain import Began, Ended, Retrainer, Situation
@@ -31,6 +32,30 @@ from forecaster.shell.trainer import job_for
 _log = structlog.get_logger(__name__)
 SENDER = f"{socket.gethostname()}:{os.getpid()}"
 OPEN_FOR_S = 600.0  # a request that nobody took up for so long is not carried out any more
+
+
+class Adapting:
+    """The programs of a model of another cell or size, being compiled on a thread of their own."""
+
+    def __init__(self, fold: Fold, model: Model, reason: str) -> None:
+        self.model, self.reason = model, reason
+        self.programs: Programs | None = None
+        self.error = ""
+        self._fold = fold
+        self._thread = threading.Thread(target=self._run, name="compile", daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has come to an end, with programs or with an error."""
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            with compiling(Phase.BACKGROUND):
+                self.programs = self._fold.programs(self.model.spec)
+        except Exception as error:  # whatever it is, the model before goes on serving
+            self.error = repr(error)
 
 
 class Lifecycle:
@@ -48,6 +73,7 @@ class Lifecycle:
         self._ticks, self._event_s = 0, float("-inf")
         self._coalesced = 0
         self._last: Ended | None = None
+        self._adapting: Adapting | None = None
 
     @property
     def known(self) -> bool:
@@ -77,6 +103,7 @@ class Lifecycle:
     def poll(self, *, leads: bool) -> None:
         """What has come since the last turn. `leads`: this worker trains for the fleet."""
         self._follow_models()
+        self._adapt()
         self._take_signals()
         while self._asked:
             self._ask(self._asked.popleft())
@@ -141,18 +168,32 @@ class Lifecycle:
             return
         if model.version == self._fold.model.version:
             return
-        if model.spec != self._fold.spec:
-            _log.warning(
-                "model_of_another_shape",
-                version=model.version,
-                mend="restart with its [model] section, or retrain with yours",
-            )
+        if model.spec == self._fold.spec:
+            self._swap(model, event.serving.reason)
+        elif self._fold.takes(model.spec):
+            self._adapting = Adapting(self._fold, model, event.serving.reason)
+        else:
+            mend = "restart with the [model] section that it was trained with, or retrain with yours"
+            _log.warning("model_does_not_fit", version=model.version, spec=str(model.spec), mend=mend)
+
+    def _adapt(self) -> None:
+        """A model of another cell or size is compiled beside the loop first; meanwhile the one before serves."""
+        adapting = self._adapting
+        if adapting is None or not adapting.done:
             return
+        self._adapting = None
+        if adapting.programs is None:
+            _log.error("model_not_compiled", version=adapting.model.version, error=adapting.error)
+            return
+        self._fold.adopt(adapting.model.spec, adapting.programs)
+        self._swap(adapting.model, adapting.reason)
+
+    def _swap(self, model: Model, reason: str) -> None:
         self._fold.swap(model)
         self._retrainer.swapped()
         self._metrics.model_swaps.inc()
         self._metrics.set_serving(model.version, model.spec.cell, model.card.created_s, model.card.created_s)
-        _log.info("model_swapped", version=model.version, reason=event.serving.reason)
+        _log.info("model_swapped", version=model.version, reason=reason)
 
     # ------------------------------------------------------------------ requests
 
