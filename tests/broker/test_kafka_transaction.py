@@ -26,14 +26,12 @@ def exactly_once(kafka: str, **changes: object) -> KafkaSpec:
 def settle_down(kafka: str, spec: KafkaSpec, topic: str) -> None:
     """No transaction is left open: the last stable offset reaches the end of each partition."""
     log = Log(spec)
-    dirty = Log(spec.model_copy())
     try:
         partitions = log.partitions(topic)
         ends = _high_watermarks(kafka, topic, partitions)
         until(lambda: log.end_offsets(topic, partitions) == ends, lambda: time.sleep(0.05))
     finally:
         log.close()
-        dirty.close()
 
 
 def _high_watermarks(kafka: str, topic: str, partitions: list[int]) -> dict[int, int]:
@@ -180,6 +178,27 @@ def test_an_offset_without_messages_is_committed_too(kafka: str) -> None:
     assert source.committed([0]) == {0: (7, "")}
     delivery.close(1.0)
     source.close()
+
+
+@pytest.mark.slow
+def test_a_transaction_that_the_broker_ended_for_being_too_old_is_done_again(kafka: str) -> None:
+    topics, spec = fresh_topics(kafka), exactly_once(kafka, request_timeout_s=1, transaction_timeout_s=1.5)
+    produce(kafka, topics.ticks, range(4), 100)
+    worker = Worker(spec, topics, ExactlyOnce)
+    records: list[Record] = []
+    until(lambda: bool(records), lambda: records.extend(worker.poll()))
+    batch = worker.delivery.begin()
+    worker.answer(records)
+    log = Log(spec)
+    partitions = log.partitions(topics.predictions)
+    until(lambda: any(log.end_offsets(topics.predictions, partitions).values()), lambda: time.sleep(0.1))
+    log.close()
+    worker.delivery.finish(batch, {r.partition: r.offset + 1 for r in records})
+    assert worker.delivery.resets == 1
+
+    until(lambda: worker.committed() == 400, worker.turn)
+    worker.stop()
+    assert answers(spec, topics.predictions) == EVERY_TICK
 
 
 @pytest.mark.slow

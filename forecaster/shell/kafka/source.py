@@ -237,7 +237,6 @@ class Source:
 
     def rewind(self, reason: str) -> None:
         """Take work since the last commit back: partitions are lost, and assigned anew at its offsets."""
-        self.rebuilds[reason] += 1
         log.warning("taking partitions %s back to their committed offsets: %s", sorted(self.epochs), reason)
         if self._consumer is None or not self._guarded(self._seek_to_committed, self._consumer):
             self._abandon()

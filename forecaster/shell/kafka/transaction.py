@@ -17,7 +17,7 @@ from kafka import TopicPartition
 from kafka.errors import InvalidProducerEpochError, KafkaError, KafkaTimeoutError, ProducerFencedError
 from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata
 
-from forecaster.errors import BrokerError, FencedError
+from forecaster.errors import BrokerError, FencedError, ForecasterError
 from forecaster.shell.kafka.client import fatal
 from forecaster.shell.kafka.delivery import Batch, Settled
 from forecaster.shell.kafka.sink import Headers, Sink
@@ -187,20 +187,23 @@ class ExactlyOnce:
         cause = _cause(sink, error)
         self.close(timeout_s=0.0)
         self._fruitless += 1
-        spec = self._source.spec
-        if isinstance(cause, ProducerFencedError | InvalidProducerEpochError) and (
-            open_s < spec.transaction_timeout_s  # else the broker itself has ended it
-        ):
-            raise FencedError(
-                f"another worker took over transactional id {spec.stable_transactional_id!r}"
-            ) from error
-        ours = fatal(cause)
-        if ours is not None or self._fruitless > _MOST_RESETS:
-            raise ours or BrokerError(f"transactions do not work: {type(cause).__name__}: {cause}") from error
+        if (ours := self._final(cause, open_s)) is not None:
+            raise ours from error
         log.warning("transaction in doubt: %s: %s", type(cause).__name__, cause)
         self.resets += 1
         self._doubted = True
         self._ready()
+
+    def _final(self, cause: Exception, open_s: float) -> ForecasterError | None:
+        """Why it makes no sense to go on; None if it does."""
+        if isinstance(cause, ProducerFencedError | InvalidProducerEpochError):
+            if open_s >= self._source.spec.transaction_timeout_s:
+                return None  # the broker itself has ended what was open for too long
+            identity = self._source.spec.stable_transactional_id
+            return FencedError(f"another worker took over transactional id {identity!r}; give each its own")
+        if self._fruitless > _MOST_RESETS:
+            return BrokerError(f"transactions do not work: {type(cause).__name__}: {cause}")
+        return fatal(cause)
 
 
 def is_member(member: ConsumerGroupMetadata | None) -> bool:
