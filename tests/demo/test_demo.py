@@ -32,7 +32,7 @@ def demo(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.
 
 @pytest.mark.process
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("demo", [()], indirect=True)
 def test_every_stage_is_told_and_ctrl_c_leaves_nothing_behind(
     demo: subprocess.Popen[str], tmp_path: Path
