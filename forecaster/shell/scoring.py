@@ -1,0 +1,277 @@
+"""Forecasts of a run matched with what came: sums by series and step ahead, and the scores made of them.
+
+In come the steps of a run in order, with the forecast issued at each; out go scores by data set, step ahead and
+series. A forecast counts once all its targets have come; only what waits and a short past are kept. The yardstick
+is the last value, with the quantiles of the changes it has seen lately; loss and error are in units of the mean
+absolute change of each series' warm-up, and series count alike however long they are.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from forecaster.shell.pipeline import mean_weights
+
+Floats = NDArray[np.float64]
+
+WINDOW = 500  # known changes from which the last value has its quantiles
+RENEWED_EVERY = 16  # origins; they change slowly
+BANDS = ((0.1, 0.9), (0.2, 0.8))  # the 80 % and the 60 % interval
+OUTER, INNER = 0.1, 0.9  # the loss is the mean over the levels in between
+
+
+class Score(NamedTuple):
+    """Scores of one step ahead, one series or one data set; NaN where nothing was judged."""
+
+    forecasts: int
+    sql: float  # 2 x pinball loss, mean over levels, in units of the mean absolute change
+    last_sql: float  # the last value's
+    mase: float  # absolute error of the median, in the same units
+    last_mase: float
+    rmsse: float  # root of the mean squared error of the mean, in units of the root mean squared change
+    coverage_80: float  # edges count as inside
+    coverage_60: float
+    coverage_80_ties_half: float  # edges count half
+    coverage_60_ties_half: float
+    width_80: float  # in the same units
+
+    @property
+    def relative_sql(self) -> float:
+        """Loss over the last value's loss."""
+        return self.sql / self.last_sql if self.last_sql else float("nan")
+
+    @property
+    def skill(self) -> float:
+        """1 - loss / loss of the last value."""
+        return 1.0 - self.relative_sql
+
+
+class Moment(NamedTuple):
+    """Sums over the forecasts that one batch completed: for what is drawn over time."""
+
+    at: int  # records taken in by then
+    forecasts: int
+    inside: Floats  # (band,), shares summed over forecasts
+    loss: float
+    last_loss: float
+
+
+class Sums:
+    """Of one series, by step ahead. Axes: horizon, then level or band."""
+
+    def __init__(self, horizon: int, levels: int) -> None:
+        self.forecasts = 0
+        self.loss, self.last_loss = np.zeros(horizon), np.zeros(horizon)
+        self.error, self.last_error = np.zeros(horizon), np.zeros(horizon)
+        self.square, self.width = np.zeros(horizon), np.zeros(horizon)
+        self.inside = np.zeros((horizon, len(BANDS)))
+        self.below = np.zeros((horizon, levels))  # what came was below the quantile; on it counts half
+
+
+@dataclass
+class _Series:
+    """What is kept of one series while it streams."""
+
+    sums: Sums
+    offset: NDArray[np.float32]  # (waiting, horizon, level), quantiles minus the value at the origin
+    values: Floats = field(default_factory=lambda: np.zeros(0))  # newest last: a short past, then what waits
+    changes: int = 0
+    change: float = 0.0  # sum of absolute changes of the warm-up
+    square: float = 0.0  # and of their squares
+
+    def scale(self) -> float:
+        """Mean absolute change of the warm-up; 0: the series did not move, and cannot be judged."""
+        return self.change / self.changes if self.changes else 0.0
+
+
+class Scorer:
+    """Takes the steps of a run in, batch by batch, and has the scores so far at any time."""
+
+    def __init__(self, levels: Sequence[float], horizon: int) -> None:
+        self.levels, self.horizon = tuple(levels), horizon
+        self.moments: list[Moment] = []
+        self._q = np.asarray(levels)
+        self._judged = np.flatnonzero((self._q > OUTER - 1e-9) & (self._q < INNER + 1e-9))
+        self._bands = [
+            (self.levels.index(low), self.levels.index(high))
+            if low in self.levels and high in self.levels
+            else None
+            for low, high in BANDS
+        ]
+        self._mean = mean_weights(levels)
+        self._series: dict[str, _Series] = {}
+
+    # ------------------------------------------------------------------ in
+
+    def warm(self, names: Sequence[str], values: Floats) -> None:
+        """Steps of the warm-up: what errors are measured by."""
+        for name, at in _grouped(names):
+            self._observe(self._of(name), values[at])
+
+    def add(self, at: int, names: Sequence[str], values: Floats, offset: NDArray[np.float32]) -> Moment:
+        """Steps with their forecasts: quantiles minus the value, (step, horizon, level)."""
+        total = Moment(at, 0, np.zeros(len(BANDS)), 0.0, 0.0)
+        for name, rows in _grouped(names):
+            series = self._of(name)
+            if not len(series.offset) and not series.sums.forecasts:
+                # The first forecast is made at the last value of the warm-up.
+                self._observe(series, values[rows[:1]])
+                series.values = series.values[:-1]
+            series.values = np.concatenate([series.values, values[rows]])
+            series.offset = np.concatenate([series.offset, offset[rows]])
+            whole = len(series.offset) - self.horizon
+            if whole > 0:
+                total = _plus(total, self._settle(series, whole))
+        self.moments.append(total)
+        return total
+
+    def _of(self, name: str) -> _Series:
+        if name not in self._series:
+            shape = self.horizon, len(self.levels)
+            self._series[name] = _Series(Sums(*shape), np.zeros((0, *shape), np.float32))
+        return self._series[name]
+
+    def _observe(self, series: _Series, values: Floats) -> None:
+        known = np.concatenate([series.values, values])
+        change = np.diff(known[-len(values) - 1 :])
+        series.changes += len(change)
+        series.change += float(np.abs(change).sum())
+        series.square += float((change**2).sum())
+        series.values = known[-WINDOW - self.horizon :]
+
+    def _settle(self, series: _Series, whole: int) -> Moment:
+        """Judge the oldest `whole` forecasts, whose targets have all come."""
+        first = len(series.values) - len(series.offset)
+        origin = series.values[first : first + whole]
+        actual = sliding_window_view(series.values, self.horizon)[first + 1 : first + 1 + whole]
+        quantiles = origin[:, None, None] + series.offset[:whole].astype(np.float64)
+        last = origin[:, None, None] + self._last_value(series.values, first, whole)
+        miss = actual[..., None] - quantiles
+        loss = _pinball(miss[..., self._judged], self._q[self._judged])
+        last_loss = _pinball(actual[..., None] - last, self._q[self._judged])
+        inside = np.full((whole, self.horizon, len(BANDS)), np.nan)
+        for i, band in enumerate(self._bands):
+            if band is not None:
+                low, high = (quantiles[..., edge] for edge in band)
+                inside[..., i] = (actual >= low) & (actual <= high)
+                if i == 0:
+                    series.sums.width += (high - low).sum(0)
+        sums = series.sums
+        sums.forecasts += whole
+        sums.loss += loss.sum(0)
+        sums.last_loss += last_loss.sum(0)
+        sums.error += np.abs(miss[..., self.levels.index(0.5)]).sum(0)
+        sums.last_error += np.abs(actual - origin[:, None]).sum(0)
+        sums.square += ((actual - quantiles @ self._mean) ** 2).sum(0)
+        sums.inside += inside.sum(0)
+        sums.below += ((miss < 0) + 0.5 * (miss == 0)).sum(0)
+        series.offset = series.offset[whole:]
+        series.values = series.values[-WINDOW - 2 * self.horizon :]
+        scale = series.scale() or np.inf
+        return Moment(
+            0,
+            whole,
+            inside.mean(1).sum(0),
+            float(loss.mean(1).sum()) / scale,
+            float(last_loss.mean(1).sum()) / scale,
+        )
+
+    def _last_value(self, values: Floats, first: int, whole: int) -> Floats:
+        """Quantiles of the last value's errors at each origin, (origin, horizon, judged level): of the changes that
+        were known there, with either sign.
+        """
+        out = np.zeros((whole, self.horizon, len(self._judged)))
+        for h in range(1, self.horizon + 1):
+            change = np.abs(values[h:] - values[:-h])
+            for start in range(0, whole, RENEWED_EVERY):
+                end = max(first + start - h + 1, 0)
+                known = change[max(0, end - WINDOW) : end]
+                if len(known):
+                    both = np.concatenate([known, -known])
+                    out[start : start + RENEWED_EVERY, h - 1] = np.quantile(both, self._q[self._judged])
+        return out
+
+    # ------------------------------------------------------------------ out
+
+    @property
+    def forecasts(self) -> int:
+        """Forecasts judged so far."""
+        return sum(series.sums.forecasts for series in self._series.values())
+
+    def by_series(self) -> dict[str, Score]:
+        """Scores of each series that was judged, by name."""
+        return {name: _mean_score([self._steps(self._series[name])]) for name in self._judgeable()}
+
+    def by_horizon(self) -> list[Score]:
+        """Scores of each step ahead, mean of the series."""
+        rows = [self._steps(self._series[name]) for name in self._judgeable()]
+        return [
+            _mean_score([{k: v[h : h + 1] for k, v in row.items()} for row in rows])
+            for h in range(self.horizon)
+        ]
+
+    def overall(self) -> Score:
+        """Scores of the data set, mean of the series."""
+        return _mean_score([self._steps(self._series[name]) for name in self._judgeable()])
+
+    def below(self) -> Floats:
+        """Share of what came below each quantile, (horizon, level), a tie counting half; mean of the series."""
+        shares = [s.sums.below / s.sums.forecasts for s in map(self._series.__getitem__, self._judgeable())]
+        return np.mean(shares, axis=0) if shares else np.full((self.horizon, len(self.levels)), np.nan)
+
+    def _judgeable(self) -> list[str]:
+        return sorted(name for name, s in self._series.items() if s.sums.forecasts and s.scale() > 0)
+
+    def _steps(self, series: _Series) -> dict[str, Floats]:
+        """By step ahead, (horizon,)."""
+        sums, n, scale = series.sums, series.sums.forecasts, series.scale()
+        ties = [
+            (sums.below[:, band[1]] - sums.below[:, band[0]]) / n if band else np.full(self.horizon, np.nan)
+            for band in self._bands
+        ]
+        return {
+            "forecasts": np.full(self.horizon, float(n)),
+            "sql": sums.loss / n / scale,
+            "last_sql": sums.last_loss / n / scale,
+            "mase": sums.error / n / scale,
+            "last_mase": sums.last_error / n / scale,
+            "mean_square": sums.square / n / (series.square / series.changes),
+            "coverage_80": sums.inside[:, 0] / n,
+            "coverage_60": sums.inside[:, 1] / n,
+            "coverage_80_ties_half": ties[0],
+            "coverage_60_ties_half": ties[1],
+            "width_80": sums.width / n / scale if self._bands[0] else np.full(self.horizon, np.nan),
+        }
+
+
+def _mean_score(rows: Sequence[Mapping[str, Floats]]) -> Score:
+    """The mean over steps ahead, then over series."""
+    if not rows:
+        return Score(0, *[float("nan")] * (len(Score._fields) - 1))
+    columns = {key: [float(np.mean(row[key])) for row in rows] for key in rows[0]}
+    columns["rmsse"] = [value**0.5 for value in columns.pop("mean_square")]
+    means = {key: float(np.mean(values)) for key, values in columns.items() if key != "forecasts"}
+    return Score(forecasts=int(sum(columns["forecasts"])), **means)
+
+
+def _pinball(miss: Floats, q: Floats) -> Floats:
+    """2 x pinball loss of `miss` = what came minus the quantile, mean over levels."""
+    return 2 * np.maximum(q * miss, (q - 1) * miss).mean(-1)
+
+
+def _plus(a: Moment, b: Moment) -> Moment:
+    return Moment(
+        a.at, a.forecasts + b.forecasts, a.inside + b.inside, a.loss + b.loss, a.last_loss + b.last_loss
+    )
+
+
+def _grouped(names: Sequence[str]) -> Iterable[tuple[str, NDArray[np.intp]]]:
+    """Each name with the places where it stands, in order."""
+    places: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        places.setdefault(name, []).append(i)
+    return ((name, np.array(at, np.intp)) for name, at in places.items())
