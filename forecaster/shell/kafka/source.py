@@ -23,8 +23,8 @@ from kafka.errors import (
 )
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
-from forecaster.errors import BrokerError, DataError
-from forecaster.shell.kafka import joining
+from forecaster.errors import DataError, ForecasterError
+from forecaster.shell.kafka import joining, policy
 from forecaster.shell.kafka.client import connect, fatal, member_settings
 from forecaster.shell.kafka.listener import Listener
 from forecaster.shell.kafka.progress import Progress
@@ -84,11 +84,10 @@ class Source:
     # -- reading
 
     def poll(self, timeout_s: float) -> list[Record]:
-        """Records of resumed partitions, grouped by partition, in offset order; waits at most about
-        `timeout_s`.
+        """Records of resumed partitions, grouped by partition, in offset order.
 
-        Empty while no broker answers. Raises BrokerError (credentials, rights, `out_of_range = "stop"`) and
-        FencedError, DataError (`unreadable = "stop"`), nothing else.
+        Waits at most about `timeout_s`; empty while no broker answers. Raises BrokerError (credentials, rights,
+        `out_of_range = "stop"`), FencedError and DataError (`unreadable = "stop"`), nothing else.
         """
         consumer = self._consumer or self._connect(timeout_s)
         if consumer is None:
@@ -321,12 +320,17 @@ class Source:
             done(False)
 
     def _guarded(self, step: Callable[..., None], *arguments: Any) -> bool:
-        """Run a step that asks the broker; False if nobody answered. Surprises end in a new client."""
+        """Run a step that asks the broker; False if nobody answered. A surprise ends in a new client."""
         try:
             step(*arguments)
+        except ForecasterError:
+            raise
         except KafkaError as error:
             self._raise_if_fatal(error)
             log.info("no answer: %s", error)
+            return False
+        except Exception as error:  # see the head of this file
+            self._failed(error)
             return False
         return True
 
@@ -341,48 +345,28 @@ class Source:
     def _move(self, consumer: KafkaConsumer, error: KafkaError) -> None:
         """Set by policy the positions that the library has none for."""
         if isinstance(error, NoOffsetForPartitionError):
-            self._start(consumer, sorted(error.args[0]))
+            self._start(consumer, policy.starting(consumer, self.spec, error.args[0]))
         elif isinstance(error, OffsetOutOfRangeError):
-            self._out_of_range(consumer, error.args[0])
+            self._replace(consumer, error.args[0])
         elif isinstance(error, LogTruncationError):
-            for partition, safe in error.divergent_offsets.items():
-                if safe is None:
-                    self._out_of_range(consumer, {partition: consumer.position(partition)})
-                else:
-                    self._seek(consumer, {partition: safe.offset}, MoveReason.TRUNCATED)
-
-    def _start(self, consumer: KafkaConsumer, partitions: list[TopicPartition]) -> None:
-        """Where to begin without a commit; committed at once, so that "latest" is decided only once."""
-        if self.spec.start == "earliest":
-            offsets = consumer.beginning_offsets(partitions, timeout_ms=_CALL_TIMEOUT_MS)
-        else:
-            offsets = consumer.end_offsets(partitions, timeout_ms=_CALL_TIMEOUT_MS)
-        if self.spec.start == "time" and self.spec.start_time is not None:
-            since_ms = max(0, round(self.spec.start_time.timestamp() * 1000))
-            found = consumer.offsets_for_times(
-                dict.fromkeys(partitions, since_ms), timeout_ms=_CALL_TIMEOUT_MS
+            safe = {
+                partition: at.offset for partition, at in error.divergent_offsets.items() if at is not None
+            }
+            self._seek(consumer, safe, MoveReason.TRUNCATED)
+            self._replace(
+                consumer, {p: consumer.position(p) for p in error.divergent_offsets if p not in safe}
             )
-            offsets |= {partition: at.offset for partition, at in found.items() if at is not None}
-        consumer.commit(
-            {partition: OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()},
-            timeout_ms=_CALL_TIMEOUT_MS,
-        )
+
+    def _start(self, consumer: KafkaConsumer, offsets: policy.Offsets) -> None:
+        """Begin here; committed at once, so that "latest" is decided only once."""
+        commits = {partition: OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
+        consumer.commit(commits, timeout_ms=_CALL_TIMEOUT_MS)
         self._seek(consumer, offsets, MoveReason.START)
 
-    def _out_of_range(self, consumer: KafkaConsumer, wanted: Mapping[TopicPartition, int]) -> None:
-        partitions = list(wanted)
-        first = consumer.beginning_offsets(partitions, timeout_ms=_CALL_TIMEOUT_MS)
-        if self.spec.out_of_range == "stop":
-            gone = ", ".join(f"{p.topic}/{p.partition}: {wanted[p]}, first is {first[p]}" for p in partitions)
-            raise BrokerError(
-                f"offsets are no longer on the log ({gone}); reset the group's offsets, or set "
-                'kafka.out_of_range to "earliest" or "latest"'
-            )
-        if self.spec.out_of_range == "earliest":
-            offsets = first
-        else:
-            offsets = consumer.end_offsets(partitions, timeout_ms=_CALL_TIMEOUT_MS)
-        self._seek(consumer, offsets, MoveReason.OUT_OF_RANGE, wanted)
+    def _replace(self, consumer: KafkaConsumer, wanted: Mapping[TopicPartition, int]) -> None:
+        if wanted:
+            offsets = policy.replacing(consumer, self.spec, wanted)
+            self._seek(consumer, offsets, MoveReason.OUT_OF_RANGE, wanted)
 
     def _seek(
         self,
