@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 TIE = 1e-6  # scales: what came is on the quantile when it is this near; both are float32
+CAP = 1e3  # scales: a series that leaves a constant level has next to none yet, and its one error would drown all others
 
 
 class Scores(NamedTuple):
@@ -43,7 +44,7 @@ def score(
     settled: Bool[Array, "batch horizon"],
     levels: tuple[float, ...],
 ) -> Scores:
-    """Sums over the batch of what is `settled`."""
+    """Sums over the batch of what is `settled`, each error up to `CAP` so that sums stay sums over all series."""
     q = jnp.asarray(levels, jnp.float32)
     weight = settled.astype(jnp.float32)
     # Only what settled is looked at: the rest may hold anything, and 0 * inf is not 0.
@@ -52,9 +53,9 @@ def score(
     median = quantiles[..., levels.index(0.5)]
     return Scores(
         count=weight.sum(0),
-        error=(weight * jnp.abs(actual - median)).sum(0),
-        last_error=(weight * jnp.abs(actual)).sum(0),
-        pinball=(weight * pinball_loss(quantiles, actual, q)).sum(0),
+        error=(weight * jnp.minimum(jnp.abs(actual - median), CAP)).sum(0),
+        last_error=(weight * jnp.minimum(jnp.abs(actual), CAP)).sum(0),
+        pinball=(weight * jnp.minimum(pinball_loss(quantiles, actual, q), CAP)).sum(0),
         below=(weight[..., None] * below(quantiles, actual)).sum(0),
     )
 
