@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 TIE = 1e-6  # scales: what came is on the quantile when it is this near; both are float32
-CAP = 1e3  # scales: a series that leaves a constant level has next to none yet, and its one error would drown all others
+CAP = 1e3  # scales: a series that leaves a constant level has next to none yet, and one error would drown all others
 
 
 class Scores(NamedTuple):
