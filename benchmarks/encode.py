@@ -1,15 +1,34 @@
-"""What a message costs to decode and to encode: `python -m benchmarks.encode`. Best of several runs, one"
-" core.
-"""
+"""What a message costs to decode and to encode, one core, the best of several runs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from timeit import repeat
 
 import numpy as np
 
+from benchmarks.report import Row
 from forecaster.core.tick import TickSpec, make_decoder
 from forecaster.shell.prediction import Encoder, Forecasts, decode
+
+HORIZON = 12
+
+
+def run(quick: bool) -> Iterator[Row]:
+    """Microseconds a message."""
+    share = 10 if quick else 1
+    decode_tick = make_decoder(TickSpec())
+    tick = json.dumps({"series": "sensor-123", "ts": 1_700_000_000.123, "value": 123.456}).encode()
+    us = cost_us(lambda: decode_tick(None, tick, 1_700_000_000_500), 20_000 // share)
+    yield Row("decode a tick", us, "µs")
+    for levels in (5, 11):
+        batch = forecasts(512, HORIZON, levels)
+        encoder = Encoder("ticks", np.linspace(0.05, 0.95, levels).round(4).tolist())
+        message = encoder.encode(batch, "model-1")[0]
+        shape = f"{HORIZON} steps x {levels} levels, {len(message):,} bytes"
+        us = cost_us(lambda encoder=encoder, batch=batch: encoder.encode(batch, "model-1"), 20 // share, 512)
+        yield Row("encode a prediction", us, "µs", shape)
+        us = cost_us(lambda message=message: decode(message), 5_000 // share)
+        yield Row("decode a prediction", us, "µs", shape)
 
 
 def forecasts(rows: int, horizon: int, levels: int, seed: int = 0) -> Forecasts:
@@ -33,23 +52,3 @@ def cost_us(call: Callable[[], object], times: int, messages: int = 1) -> float:
     """Microseconds for each message, the best of 7 runs of `times` calls."""
     call()
     return min(repeat(call, number=times, repeat=7)) / times / messages * 1e6
-
-
-def main() -> None:
-    """Print the costs as a table."""
-    decode_tick = make_decoder(TickSpec())
-    tick = json.dumps({"series": "sensor-123", "ts": 1_700_000_000.123, "value": 123.456}).encode()
-    us = cost_us(lambda: decode_tick(None, tick, 1_700_000_000_500), 20_000)
-    print(f"decode a tick                {us:6.2f} us")
-    for levels in (5, 11):
-        batch = forecasts(512, 12, levels)
-        encoder = Encoder("ticks", np.linspace(0.05, 0.95, levels).round(4).tolist())
-        encoded = encoder.encode(batch, "model-1")
-        us = cost_us(lambda encoder=encoder, batch=batch: encoder.encode(batch, "model-1"), 20, 512)
-        print(f"encode, 12 steps x {levels:2} levels      {us:6.2f} us, {len(encoded[0])} bytes")
-        us = cost_us(lambda encoded=encoded: decode(encoded[0]), 5_000)
-        print(f"decode, 12 steps x {levels:2} levels      {us:6.2f} us")
-
-
-if __name__ == "__main__":
-    main()

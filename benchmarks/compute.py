@@ -1,0 +1,145 @@
+"""The compute alone: the whole `advance` and the write into the table, without Kafka, JSON or the host's index.
+
+Each measured batch touches rows spread over the whole table, whose forecasts are all due, so that everything a busy
+series costs is paid. The network is there, with weights as they are drawn: they do not change what is computed.
+"""
+
+import gc
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+
+from benchmarks.report import Row
+from forecaster.core import advance as fold
+from forecaster.core import table
+from forecaster.core.advance import Serving, Steps
+from forecaster.core.features import SEASONS
+from forecaster.core.fold import BATCH, QUICK
+from forecaster.core.model import ModelSpec, init
+from forecaster.core.table import Index, SeriesSpec
+
+LARGE_BATCH = 4096
+GROUPS = 4  # sets of rows that take turns
+HEADROOM = 1.3  # of memory, over what the largest table takes
+
+
+class Bench:
+    """A table of `rows` rows, and batches of `size` of them."""
+
+    def __init__(self, spec: ModelSpec, rows: int, size: int) -> None:
+        rng = np.random.default_rng(0)
+        self.size = size
+        self._spec = spec
+        self._serving = Serving(init(spec, 0), jnp.zeros(SEASONS, jnp.int32), jnp.asarray(True))
+        self._rows = table.empty(fold.layout(spec), rows)
+        self._groups = [rng.choice(rows, size, replace=False).astype(np.int32) for _ in range(GROUPS)]
+        self._values = np.cumsum(rng.normal(size=(4 * spec.horizon, size)), axis=0).astype(np.float32)
+        self._turn = 0
+        self._compile()
+        self._grow_up()
+
+    def seconds(self) -> float:
+        """One batch."""
+        group = self._groups[self._turn % GROUPS]
+        steps = self._steps()
+        began_s = time.perf_counter()
+        changes, forecasts, scores = self._advance(self._serving, self._rows, group, steps)
+        self._rows = self._write(self._rows, group, changes)
+        jax.block_until_ready((self._rows.count, forecasts, scores))
+        took_s = time.perf_counter() - began_s
+        self._turn += 1
+        return took_s
+
+    def _steps(self) -> Steps:
+        value = self._values[self._turn // GROUPS % len(self._values)]
+        yes = np.ones(self.size, bool)
+        return Steps(
+            value, np.full(self.size, 60.0, np.float32), np.full(self.size, 1.5, np.float32), yes, yes
+        )
+
+    def _compile(self) -> None:
+        """The programs as the fold compiles them: reading and computing in one, writing in another."""
+        like = partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype))
+        arguments = like((self._serving, self._rows, self._groups[0], self._steps()))
+        advance = partial(fold.advance, self._spec)
+        self._advance = jax.jit(advance).lower(*arguments).compile(QUICK)
+        changes = jax.eval_shape(advance, *arguments)[0]
+        rows, group = arguments[1:3]
+        self._write = jax.jit(table.write, donate_argnums=0).lower(rows, group, changes).compile(QUICK)
+
+    def _grow_up(self) -> None:
+        """Plant the rows, and step them until every forecast that waits is due."""
+        loan = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.size, *x.shape)), fold.unlent(self._spec))
+        plant: Callable[..., Any] = jax.jit(fold.plant, donate_argnums=0)
+        for group in self._groups:
+            self._rows = plant(self._rows, group, jnp.full(self.size, 100.0), loan)
+        for _ in range(GROUPS * 2 * self._spec.horizon):
+            self.seconds()
+
+
+def run(quick: bool) -> Iterator[Row]:
+    """Steps a second, what the length of the table costs, and memory."""
+    spec = ModelSpec()
+    a_row = row_bytes(spec)
+    repeats = 20 if quick else 100
+    large = Bench(spec, 2 * LARGE_BATCH, LARGE_BATCH)
+    seconds = float(np.median([large.seconds() for _ in range(repeats // 2)]))
+    shape = f"{spec.cell} {spec.hidden}, horizon {spec.horizon}, {len(spec.levels)} levels"
+    yield Row(
+        "advance + write, batch 4,096",
+        LARGE_BATCH / seconds,
+        "series-steps/s",
+        f"{1e3 * seconds:.2f} ms a batch; {shape}",
+    )
+    del large
+    rows = most_rows(a_row, 20_000 if quick else 1_000_000)
+    short, long = Bench(spec, 1_000, BATCH), Bench(spec, rows, BATCH)
+    pairs = np.array([(short.seconds(), long.seconds()) for _ in range(repeats)])
+    short_s, long_s = np.median(pairs, axis=0)
+    yield Row(
+        f"advance + write, batch {BATCH}",
+        BATCH / short_s,
+        "series-steps/s",
+        f"{1e3 * short_s:.2f} ms a batch; the size that the daemon runs, 1,000 rows in the table",
+    )
+    yield Row(
+        f"batch {BATCH}: {rows:,} rows against 1,000",
+        long_s / short_s,
+        "times as long",
+        f"{1e3 * long_s:.2f} ms against {1e3 * short_s:.2f} ms, taken in turns",
+    )
+    del short, long
+    gc.collect()
+    yield Row("a row of the table", a_row, "bytes", f"100,000 series take {a_row * 1e5 / 2**30:.2f} GiB")
+    yield Row("a series in the host's index", host_bytes(), "bytes", "10,000 series, with their names")
+
+
+def row_bytes(spec: ModelSpec) -> float:
+    """Bytes of the device's memory for each series."""
+    return sum(column.nbytes for column in table.empty(fold.layout(spec), 8)) / 8
+
+
+def host_bytes(series: int = 10_000) -> float:
+    """Bytes of Python's memory for each series."""
+    index = Index(SeriesSpec(max_series=series))
+    tracemalloc.start()
+    for i in range(series):
+        index.allot(0, f"series-{i:05}")
+    took, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return took / series
+
+
+def most_rows(a_row: float, wanted: int) -> int:
+    """The longest table that fits: `wanted` rows, or a fifth as often as it takes."""
+    room = psutil.virtual_memory().available / HEADROOM
+    while wanted * a_row > room:
+        wanted //= 5
+    return wanted
