@@ -1,8 +1,8 @@
 """Examples -> a fitted network: loss, train step, and when to stop.
 
 In come examples (`history`), specs and perhaps a parent to start from; out goes the model that did best on the
-hold-out, or the reason why there is none. Every step draws windows anywhere in the series and trains on all
-origins of their spans at once (forking sequences, Wen et al. 2017, arXiv:1711.11053). Pure: the same arguments
+hold-out, or the reason why there is none. Every step draws windows anywhere in the series and trains on many
+origins of each at once (forking sequences, Wen et al. 2017, arXiv:1711.11053). Pure: the same arguments
 give the same model; what has a clock watches through `progress`, whose answer can end the fit early.
 """
 
@@ -38,7 +38,10 @@ class TrainSpec(HistorySpec):
 
     steps: int = Field(400, ge=1, description="Most gradient steps.")
     warm_start_steps: int = Field(125, ge=1, description="Most gradient steps after a warm start.")
-    batch: int = Field(2048, ge=1, description="Origins in a gradient step; whole spans are taken.")
+    batch: int = Field(32, ge=1, description="Windows in a gradient step.")
+    stride: int = Field(
+        8, ge=1, description="Steps from one origin of a window to the next; windows start anywhere."
+    )
     learning_rate: float = Field(2.5e-3, gt=0, lt=1, description="Peak learning rate (AdamW).")
     warm_start: bool = Field(True, description="Start from the serving model where the shapes agree.")
     warm_start_ratio: float = Field(
@@ -101,20 +104,23 @@ def fit(
     if examples.count(Role.TRAIN) < LEAST_ORIGINS or not len(windows):
         return Failure.NO_DATA
     pool, draw = _pool(examples), _draw(examples, spec)
-    warm = parent is not None and spec.warm_start and fits(parent, shape)
-    steps = spec.warm_start_steps if warm else spec.steps
-    start = _flat(parent.params if parent is not None and warm else _fresh(examples, spec, shape))
+    look = partial(_loss, pool=pool, windows=windows, examples=examples, spec=spec, shape=shape)
+    start = _parent(examples, spec, shape, parent, look)
+    warm = start is not None
+    if start is None:
+        start = _flat(_fresh(examples, spec, shape))
     state = _State(start, start, _optimiser(spec).init(start), jax.random.key(spec.seed))
+    steps = spec.warm_start_steps if warm else spec.steps
     peak = spec.learning_rate * (spec.warm_start_ratio if warm else 1.0)
     schedule = _Schedule(jnp.float32(peak), jnp.float32(steps))
-    losses = [_loss(start, pool, windows, examples, spec, shape)]
+    losses = [look(start)]
     best, best_step, gained, taken = start, 0, 0, 0
     while taken < steps:
         state, loss = _train(
             state, pool, draw, schedule, jnp.asarray(taken, jnp.int32), spec=spec, shape=shape
         )
         taken += spec.evaluate_every
-        losses.append(_loss(state.average, pool, windows, examples, spec, shape))
+        losses.append(look(state.average))
         if not np.isfinite(losses[-1]):
             return Failure.DIVERGED
         before = float(np.nanmin([np.inf, *losses[:-1]]))
@@ -135,6 +141,20 @@ def fit(
         tuple(losses),
         skipped,
     )
+
+
+def _parent(
+    examples: Examples,
+    spec: TrainSpec,
+    shape: ModelSpec,
+    parent: Model | None,
+    look: Callable[[Array], float],
+) -> Array | None:
+    """The parent's parameters, if it is of this shape and knows more than the last value: ruins are not built on."""
+    if parent is None or not spec.warm_start or not fits(parent, shape):
+        return None
+    params = _flat(parent.params)
+    return params if look(params) < last_value_loss(examples, spec, shape) else None
 
 
 def fits(parent: Model, shape: ModelSpec) -> bool:
@@ -224,8 +244,7 @@ def _loss(
     spec: TrainSpec,
     shape: ModelSpec,
 ) -> float:
-    batch = _windows_in_batch(spec)
-    padded = np.full((_roomy(-(-len(windows) // batch)), batch), len(examples.role), np.int32)
+    padded = np.full((_roomy(-(-len(windows) // spec.batch)), spec.batch), len(examples.role), np.int32)
     padded.reshape(-1)[: len(windows)] = windows
     loss, count = _evaluate(params, pool, jnp.asarray(padded), spec=spec, shape=shape)
     n = len(windows)
@@ -299,10 +318,6 @@ def _masks(shape: ModelSpec) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(moved), np.concatenate(decayed)
 
 
-def _windows_in_batch(spec: TrainSpec) -> int:
-    return max(1, round(spec.batch / spec.span))
-
-
 def _roomy(n: int) -> int:
     """The next of 1, 2, 3, 4, 6, 8, 12, 16, ..."""
     power = 1 << max(n - 1, 0).bit_length()
@@ -363,16 +378,15 @@ def _train(
     shape: ModelSpec,
 ) -> tuple[_State, Array]:
     """`evaluate_every` gradient steps; also their mean loss."""
-    levels = jnp.asarray(shape.levels, jnp.float32)
     moved, decayed = (jnp.asarray(mask) for mask in _masks(shape))
 
     def loss_of(flat: Array, windows: Array, key: Array) -> Array:
-        total, count = _pinball(_params(flat, shape), pool, windows, Role.TRAIN, levels, spec, shape, key)
+        total, count = _pinball(_params(flat, shape), pool, windows, Role.TRAIN, spec, shape, key)
         return total.sum() / jnp.maximum(count.sum(), 1.0)
 
     def step(carry: _State, now: Array) -> tuple[_State, Array]:
         key, which, where, drop = jax.random.split(carry.key, 4)
-        series = jax.random.categorical(which, draw.log_share, shape=(_windows_in_batch(spec),))
+        series = jax.random.categorical(which, draw.log_share, shape=(spec.batch,))
         windows = draw.low[series] + jax.random.randint(where, series.shape, 0, draw.places[series])
         loss, gradient = jax.value_and_grad(loss_of)(carry.params, windows, drop)
         updates, optimiser = _optimiser(spec).update(gradient * moved, carry.optimiser, carry.params)
@@ -392,10 +406,8 @@ def _evaluate(
     flat: Array, pool: _Pool, windows: Array, *, spec: TrainSpec, shape: ModelSpec
 ) -> tuple[Array, Array]:
     """Summed loss and number of targets of each window; `windows` (batch, window), one batch at a time."""
-    levels, params = jnp.asarray(shape.levels, jnp.float32), _params(flat, shape)
-    return jax.lax.map(
-        lambda batch: _pinball(params, pool, batch, Role.HOLDOUT, levels, spec, shape, None), windows
-    )
+    params = _params(flat, shape)
+    return jax.lax.map(lambda batch: _pinball(params, pool, batch, Role.HOLDOUT, spec, shape, None), windows)
 
 
 def _pinball(
@@ -403,14 +415,14 @@ def _pinball(
     pool: _Pool,
     windows: Float[Array, " window"],
     role: Role,
-    levels: Array,
     spec: TrainSpec,
     shape: ModelSpec,
     key: Array | None,
 ) -> tuple[Float[Array, " window"], Float[Array, " window"]]:
     """Weighted pinball loss summed over the origins with this role in each window's span, and how many targets.
 
-    With a `key` as training sees it: with dropout, quantiles as they are drawn.
+    With a `key` as training sees it: every `stride`-th origin (a neighbour says nearly the same, for as much work),
+    with dropout, quantiles as they are drawn.
     """
     at = windows[:, None] + jnp.arange(-spec.burn_in, spec.span)
     home = jnp.clip(windows, 0, len(pool.role) - 1)[:, None]
@@ -419,10 +431,12 @@ def _pinball(
     xs = pool.inputs[at]
     carry = network.initial_carry(shape, len(windows))
     _, ys = network.unroll(shape, params, carry, xs, present, key)
-    origin = at[:, spec.burn_in :]
+    origins = slice(spec.burn_in, None, 1 if key is None else spec.stride)
+    origin = at[:, origins]
     draw = network.quantiles if key is None else network.head  # crossing ones are put in order to be judged
-    quantiles = draw(shape, params, ys[:, spec.burn_in :], xs[:, spec.burn_in :], pool.direct[origin])
-    wanted = present[:, spec.burn_in :] & (pool.role[origin] == role)
+    quantiles = draw(shape, params, ys[:, origins], xs[:, origins], pool.direct[origin])
+    wanted = present[:, origins] & (pool.role[origin] == role)
     known = (pool.known[origin] & wanted[..., None]).astype(jnp.float32)
-    loss = pinball_loss(quantiles, pool.target[origin], levels) * known * pool.weight[origin][..., None]
+    losses = pinball_loss(quantiles, pool.target[origin], jnp.asarray(shape.levels, jnp.float32))
+    loss = losses * known * pool.weight[origin][..., None]
     return loss.sum((1, 2)), known.sum((1, 2))

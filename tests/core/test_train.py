@@ -2,6 +2,8 @@
 when it cannot be done. The examples are made up here: what history makes of a log is tested there.
 """
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ from forecaster.core.train import (
 
 SHAPE = ModelSpec(hidden=8, horizon=2, levels=(0.1, 0.5, 0.9), warm_up=4, context_length=16, dropout=0.0)
 SPEC = TrainSpec(
-    burn_in=4, span=16, batch=128, steps=300, warm_start_steps=50, learning_rate=1e-2, patience=3
+    burn_in=4, span=16, batch=16, stride=2, steps=300, warm_start_steps=50, learning_rate=1e-2, patience=3
 )
 PERIODS = np.array([24, 0, 0, 0, 0, 0], np.int32)
 NOISE = 0.3
@@ -59,6 +61,11 @@ def fitted(examples: Examples, spec: TrainSpec = SPEC, parent: Model | None = No
     result = fit(examples, PERIODS, spec, SHAPE, parent, **more)  # type: ignore[arg-type]
     assert isinstance(result, Fit)
     return result
+
+
+@cache
+def good_model() -> Model:
+    return fitted(made_up()).model._replace(card=Card(version="v1"))
 
 
 def any_model(seed: int = 0) -> Model:
@@ -197,9 +204,7 @@ def test_whoever_watches_sees_every_look_and_can_end_it() -> None:
 
 
 def test_a_warm_start_goes_on_from_its_parent() -> None:
-    examples = made_up()
-    first = fitted(examples).model
-    parent = first._replace(card=Card(version="v1"))
+    parent = good_model()
     second = fitted(made_up(seed=1), parent=parent)
     assert second.losses[0] == pytest.approx(holdout_loss(parent, made_up(seed=1), SPEC), rel=1e-5)
     assert second.losses[0] < 0.5 * fitted(made_up(seed=1)).losses[0]
@@ -221,7 +226,7 @@ def test_steps_without_a_finite_gradient_are_skipped() -> None:
     examples = made_up(series=16)
     poisoned = examples.inputs.copy()
     poisoned[100] = np.inf  # of one series of sixteen
-    result = fitted(examples._replace(inputs=poisoned), parent=any_model())
+    result = fitted(examples._replace(inputs=poisoned), parent=good_model())
     assert result.skipped > 0
     assert np.isfinite(result.losses).all()
 
@@ -230,13 +235,16 @@ def test_a_fit_that_never_has_a_finite_gradient_has_diverged() -> None:
     examples = made_up()
     early = np.tile(np.arange(200) < 140, 4)  # the hold-outs read none of it
     poisoned = np.where(early[:, None], np.nan, examples.inputs).astype(np.float32)
-    assert fit(examples._replace(inputs=poisoned), PERIODS, SPEC, SHAPE, any_model()) is Failure.DIVERGED
+    assert fit(examples._replace(inputs=poisoned), PERIODS, SPEC, SHAPE, good_model()) is Failure.DIVERGED
 
 
-def test_a_parent_that_is_not_finite_has_diverged_before_it_began() -> None:
+@pytest.mark.parametrize("value", [20.0, float("nan")])
+def test_a_parent_worse_than_the_last_value_is_not_started_from(value: float) -> None:
     parent = any_model()
-    broken = parent._replace(params={name: jnp.full_like(p, jnp.nan) for name, p in parent.params.items()})
-    assert fit(made_up(), PERIODS, SPEC, SHAPE, broken) is Failure.DIVERGED
+    ruined = parent._replace(params={name: jnp.full_like(p, value) for name, p in parent.params.items()})
+    result = fitted(made_up(), SPEC.model_copy(update={"steps": 25}), ruined)
+    assert result.model.card.parent == ""
+    assert result.losses[0] == pytest.approx(last_value_loss(made_up(), SPEC, SHAPE), rel=0.1)
 
 
 @pytest.mark.parametrize("role", [Role.TRAIN, Role.HOLDOUT])

@@ -1,0 +1,143 @@
+"""Who gets to serve: the table of decisions, and whole retrains of histories whose truth is known."""
+
+from functools import cache
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from forecaster.core import model
+from forecaster.core.history import Slice, Span
+from forecaster.core.model import Card, Model, ModelSpec, untrained
+from forecaster.core.promote import Losses, PromoteSpec, Reason, Retrained, decide, retrain
+from forecaster.core.train import Failure, TrainSpec
+
+SPEC = PromoteSpec(margin_ratio=0.01)
+SHAPE = ModelSpec(hidden=8, horizon=3, warm_up=8, context_length=32, dropout=0.0)
+TRAIN = TrainSpec(burn_in=16, span=32, steps=100, learning_rate=5e-3, patience=2)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "last_value", "serving", "reason"),
+    [
+        (0.70, 1.00, 0.80, Reason.BETTER),
+        (0.793, 1.00, 0.80, Reason.NOT_BETTER),  # better, but by less than the margin
+        (0.90, 1.00, 0.80, Reason.NOT_BETTER),
+        (1.10, 1.00, 1.50, Reason.WORSE_THAN_LAST_VALUE),  # better than what serves is not enough
+        (1.00, 1.00, None, Reason.WORSE_THAN_LAST_VALUE),
+        (0.99, 1.00, None, Reason.FIRST),
+        (0.99, 1.00, float("nan"), Reason.BETTER),  # whatever beats the last value beats a broken model
+        (float("nan"), 1.00, 0.80, Reason.NON_FINITE),
+        (float("inf"), 1.00, None, Reason.NON_FINITE),
+        (0.70, float("nan"), None, Reason.NON_FINITE),
+    ],
+)
+def test_the_table_of_decisions(
+    candidate: float, last_value: float, serving: float | None, reason: Reason
+) -> None:
+    decision = decide(Losses(candidate, last_value, serving), SPEC)
+    assert decision.reason is reason
+    assert decision.promote == (reason in {Reason.BETTER, Reason.FIRST})
+
+
+def test_what_cannot_be_compared_is_replaced_by_what_beats_the_last_value() -> None:
+    assert decide(Losses(0.9, 1.0, None), SPEC, replaces=True).reason is Reason.REPLACES
+    assert not decide(Losses(1.1, 1.0, None), SPEC, replaces=True).promote
+
+
+def sines(steps: int = 400, series: int = 6) -> list[Slice]:
+    """A daily cycle by the hour, in noise, at very different magnitudes."""
+    rng = np.random.default_rng(3)
+    t = np.arange(steps)
+    return [
+        Slice(
+            f"s{i}", 1.7e9 + 3600.0 * t, 10.0 ** (2 * i - 5) * (7 + np.sin(2 * np.pi * t / 24 + i) + 0.2 * n)
+        )
+        for i in range(series)
+        for n in [rng.normal(size=steps)]
+    ]
+
+
+def walks(steps: int = 400, series: int = 6) -> list[Slice]:
+    rng = np.random.default_rng(4)
+    return [
+        Slice(f"w{i}", 1.7e9 + 60.0 * np.arange(steps), np.cumsum(rng.normal(size=steps)))
+        for i in range(series)
+    ]
+
+
+@cache
+def first() -> Retrained:
+    result = retrain(sines(), TRAIN, SHAPE, SPEC)
+    assert isinstance(result, Retrained)
+    return result
+
+
+def serving(trained: Model, version: str = "v1") -> Model:
+    return trained._replace(card=Card(version=version))
+
+
+@pytest.mark.slow
+def test_on_noisy_cycles_the_first_network_beats_the_last_value_by_far() -> None:
+    decision = first().decision
+    assert decision.reason is Reason.FIRST
+    assert decision.losses.serving is None
+    assert decision.losses.candidate < 0.6 * decision.losses.last_value
+    assert 24 in first().model.periods.tolist()
+    assert 0 < first().origins["holdout"] < first().origins["train"]
+
+
+@pytest.mark.slow
+def test_on_random_walks_it_is_at_most_a_hundredth_worse_than_the_last_value() -> None:
+    result = retrain(walks(), TRAIN, SHAPE, SPEC)
+    assert isinstance(result, Retrained)
+    assert result.decision.losses.candidate < 1.01 * result.decision.losses.last_value
+
+
+@pytest.mark.slow
+def test_the_serving_model_is_judged_on_the_same_origins() -> None:
+    again = retrain(sines(), TRAIN, SHAPE, SPEC, serving(first().model))
+    assert isinstance(again, Retrained)
+    assert again.decision.losses.serving == pytest.approx(first().decision.losses.candidate, rel=1e-5)
+    assert again.decision.losses.candidate <= again.decision.losses.serving
+    assert again.model.card.parent == "v1"
+
+
+@pytest.mark.slow
+def test_a_model_of_other_seasons_is_judged_with_its_own() -> None:
+    """Its loss changes with its periods, so they are what its inputs are made of."""
+    blind = serving(first().model)._replace(periods=jnp.zeros(6, jnp.int32))
+    result = retrain(sines(), TRAIN, SHAPE, SPEC, blind)
+    assert isinstance(result, Retrained)
+    assert result.decision.losses.serving is not None
+    assert result.decision.losses.serving > 1.02 * first().decision.losses.candidate
+
+
+@pytest.mark.slow
+def test_a_planted_worse_model_is_replaced() -> None:
+    params = model.init(SHAPE, 7) | {"out.bias": jnp.full(3 * len(SHAPE.levels), 20.0)}
+    planted = Model(SHAPE, params, jnp.zeros(6, jnp.int32), Card(version="planted"))
+    result = retrain(sines(), TRAIN, SHAPE, SPEC, planted)
+    assert isinstance(result, Retrained)
+    assert result.decision.reason is Reason.BETTER
+
+
+@pytest.mark.slow
+def test_a_model_without_a_version_does_not_serve() -> None:
+    result = retrain(sines(), TRAIN, SHAPE, SPEC, untrained(SHAPE))
+    assert isinstance(result, Retrained)
+    assert result.decision.reason is Reason.FIRST
+
+
+@pytest.mark.slow
+def test_a_model_of_another_horizon_is_replaced_without_comparison() -> None:
+    other = ModelSpec(hidden=8, horizon=5, warm_up=8, context_length=32)
+    result = retrain(sines(), TRAIN, SHAPE, SPEC, untrained(other)._replace(card=Card(version="old")))
+    assert isinstance(result, Retrained)
+    assert result.decision.reason is Reason.REPLACES
+
+
+def test_an_empty_log_or_one_that_is_left_out_gives_no_data() -> None:
+    assert retrain([], TRAIN, SHAPE) is Failure.NO_DATA
+    assert retrain(walks(steps=10, series=1), TRAIN, SHAPE) is Failure.NO_DATA
+    assert retrain(sines(), TRAIN, SHAPE, spans=[Span("", 0.0, 1e12)]) is Failure.NO_DATA
