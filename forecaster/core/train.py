@@ -105,45 +105,67 @@ def fit(
         return Failure.NO_DATA
     pool, draw = _pool(examples), _draw(examples, spec)
     look = partial(_loss, pool=pool, windows=windows, examples=examples, spec=spec, shape=shape)
-    start = _parent(examples, spec, shape, parent, look)
-    warm = start is not None
-    if start is None:
-        start = _flat(_fresh(examples, spec, shape))
-    state = _State(start, start, _optimiser(spec).init(start), jax.random.key(spec.seed))
-    steps = spec.warm_start_steps if warm else spec.steps
+    inherited = _inherited(examples, spec, shape, parent, look)
+    warm = inherited is not None
+    start = inherited if inherited is not None else _flat(_fresh(examples, spec, shape))
     peak = spec.learning_rate * (spec.warm_start_ratio if warm else 1.0)
-    schedule = _Schedule(jnp.float32(peak), jnp.float32(steps))
+    steps = spec.warm_start_steps if warm else spec.steps
+    walk = partial(
+        _train,
+        pool=pool,
+        draw=draw,
+        schedule=_Schedule(jnp.float32(peak), jnp.float32(steps)),
+        spec=spec,
+        shape=shape,
+    )
+    course = _descend(start, walk, look, steps, spec, progress)
+    if isinstance(course, Failure):
+        return course
+    ancestor = parent.version if parent is not None and warm else ""
+    card = Card(parent=ancestor, seed=spec.seed, steps_taken=course.step)
+    best = Model(shape, _params(course.params, shape), jnp.asarray(periods, jnp.int32), card)
+    return Fit(best, course.step, course.losses, course.skipped)
+
+
+class _Course(NamedTuple):
+    """Where a descent was best."""
+
+    params: Array
+    step: int
+    losses: tuple[float, ...]
+    skipped: int
+
+
+def _descend(
+    start: Array,
+    walk: Callable[["_State", Array], tuple["_State", Array]],
+    look: Callable[[Array], float],
+    steps: int,
+    spec: TrainSpec,
+    progress: Watch,
+) -> _Course | Failure:
+    """Walk on until the steps are taken, the patience is at its end, or whoever watches says so."""
+    state = _State(start, start, _optimiser(spec).init(start), jax.random.key(spec.seed))
+    best, best_step, gained_step, taken = start, 0, 0, 0
     losses = [look(start)]
-    best, best_step, gained, taken = start, 0, 0, 0
-    while taken < steps:
-        state, loss = _train(
-            state, pool, draw, schedule, jnp.asarray(taken, jnp.int32), spec=spec, shape=shape
-        )
+    while taken < steps and np.isfinite(losses[-1]):
+        state, loss = walk(state, jnp.int32(taken))
         taken += spec.evaluate_every
+        before = min(losses)
         losses.append(look(state.average))
-        if not np.isfinite(losses[-1]):
-            return Failure.DIVERGED
-        before = float(np.nanmin([np.inf, *losses[:-1]]))
         if losses[-1] < before:
             best, best_step = state.average, taken
         if losses[-1] < before * (1 - LEAST_GAIN):
-            gained = taken
-        going_on = progress(Progress(taken, steps, float(loss), losses[-1], min(before, losses[-1])))
-        if not going_on or taken - gained >= spec.patience * spec.evaluate_every:
+            gained_step = taken
+        going_on = progress(Progress(taken, steps, float(loss), losses[-1], min(losses)))
+        if not going_on or taken - gained_step >= spec.patience * spec.evaluate_every:
             break
-    card = Card(
-        parent=parent.version if parent is not None and warm else "", seed=spec.seed, steps_taken=best_step
-    )
-    skipped = int(np.sum(state.optimiser.total_notfinite))
-    return Fit(
-        Model(shape, _params(best, shape), jnp.asarray(periods, jnp.int32), card),
-        best_step,
-        tuple(losses),
-        skipped,
-    )
+    if not np.isfinite(losses[-1]):
+        return Failure.DIVERGED
+    return _Course(best, best_step, tuple(losses), int(np.sum(state.optimiser.total_notfinite)))
 
 
-def _parent(
+def _inherited(
     examples: Examples,
     spec: TrainSpec,
     shape: ModelSpec,
@@ -369,11 +391,11 @@ def _rate(schedule: _Schedule, step: Array) -> Array:
 @partial(jax.jit, static_argnames=("spec", "shape"))
 def _train(
     state: _State,
+    taken: Array,
+    *,
     pool: _Pool,
     draw: _Draw,
     schedule: _Schedule,
-    taken: Array,
-    *,
     spec: TrainSpec,
     shape: ModelSpec,
 ) -> tuple[_State, Array]:

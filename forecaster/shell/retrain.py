@@ -95,7 +95,7 @@ class RetrainSpec(DriftSpec):
     keep_models: int = Field(10, ge=2, description="Newest models kept on the models topic.")
 
     def ticks_between(self, ticks: int) -> float:
-        """After how many more ticks a retrain is due, when the last one began with so many taken in; infinity: never."""
+        """After how many more ticks a retrain is due, when the last one began with so many; infinity: never."""
         by_growth = self.every_ratio * ticks
         return min([float(n) for n in (self.every_ticks, by_growth) if n > 0], default=float("inf"))
 
@@ -214,6 +214,8 @@ class Retrainer:
         events: list[Event] = []
         if self._running:
             events += self._watch(self._running, cancel=not situation.leads)
+        if not situation.leads and self._wanted:
+            events.append(self._dismiss())
         if self._running or not situation.leads:
             return events
         self._schedule(situation)
@@ -265,6 +267,12 @@ class Retrainer:
         self._running = _Running(process, triggers, ids, self._now())
         _log.info("retrain_began", triggers=triggers, pid=process.pid)
         return [Began(triggers)]
+
+    def _dismiss(self) -> Ended:
+        """What waits will not be done here."""
+        triggers, ids = tuple(self._wanted), tuple(self._ids)
+        self._wanted, self._ids = {}, []
+        return Ended(Outcome.CANCELLED, triggers, ids, 0.0, message="another worker trains now")
 
     def _watch(self, running: "_Running", *, cancel: bool) -> list[Event]:
         process, now_s = running.process, self._now()

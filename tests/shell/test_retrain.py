@@ -16,7 +16,9 @@ import pytest
 
 from forecaster.shell.retrain import Began, Ended, Event, GotOn, Outcome, Retrainer, RetrainSpec, Situation
 
-SPEC = RetrainSpec.model_validate({"on_start": False, "every_ticks": 0, "cooldown_s": 0.0})
+SPEC = RetrainSpec.model_validate(
+    {"on_start": False, "every_ticks": 0, "every_ratio": 0.0, "cooldown_s": 0.0}
+)
 STEADY = Situation(leads=True, serving=True, ticks=0, event_s=0.0)
 
 READ = "import sys, json, time\njob = json.loads(sys.stdin.readline())\n"
@@ -184,7 +186,10 @@ def test_a_worker_that_no_longer_leads_cancels_its_trainer_and_starts_none() -> 
         made.request("cli")
         until(made, GotOn)
         assert the_end(made, follows).outcome is Outcome.CANCELLED
-        made.request("cli")
+        made.request("cli", "two")
+        (dismissed,) = made.poll(follows)
+        assert isinstance(dismissed, Ended)
+        assert (dismissed.outcome, dismissed.ids) == (Outcome.CANCELLED, ("two",))
         assert made.poll(follows) == []
         assert not made.running
 
@@ -248,6 +253,19 @@ def test_the_schedule_counts_ticks_from_the_last_retrain() -> None:
         the_end(made, after)
         assert made.poll(after) == []
         assert made.poll(Situation(True, True, 5200, 0.0)) == [Began(("schedule",))]
+
+
+def test_a_retrain_is_due_when_what_was_seen_has_grown_by_its_share() -> None:
+    spec = SPEC.model_copy(update={"every_ratio": 0.5, "every_ticks": 10_000})
+    with retrainer(PROMOTES, spec) as made:
+        assert made.poll(Situation(True, True, 1000, 0.0)) == []
+        nearly = Situation(True, True, 1499, 0.0)
+        assert made.poll(nearly) == []
+        assert made.due_ratio(nearly) == pytest.approx(0.998)
+        assert made.poll(Situation(True, True, 1500, 0.0)) == [Began(("schedule",))]
+    with retrainer(PROMOTES, spec) as made:
+        assert made.poll(Situation(True, True, 10**6, 0.0)) == []
+        assert made.poll(Situation(True, True, 10**6 + 10_000, 0.0)) == [Began(("schedule",))]
 
 
 def test_the_schedule_counts_event_time_and_waits_for_the_cooldown() -> None:
