@@ -5,6 +5,7 @@ Here only what costs nothing to import; the rest by its file:
     spec         how to reach the broker; names of the topics
     record       a record, and what happens to partitions
     client       specs -> keywords of the client; its errors -> ours
+    login        two mends for how the library logs in
     source       ticks in: a member of the group
     listener     the rebalance callbacks
     joining      two mends for joins that outlive a poll

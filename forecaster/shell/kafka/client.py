@@ -4,7 +4,6 @@ Every consumer, producer and admin client of the package is made with the keywor
 security, timeouts and limits are decided once.
 """
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,16 +13,14 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.errors import (
     AuthorizationError,
     FencedInstanceIdError,
-    IllegalSaslStateError,
     KafkaConfigurationError,
     ProducerFencedError,
-    SaslAuthenticationFailedError,
-    UnsupportedSaslMechanismError,
 )
 from kafka.net.compat import KafkaNetClient
 from kafka.net.sasl.oauth import AbstractTokenProvider
 
 from forecaster.errors import BrokerError, ConfigError, FencedError, ForecasterError
+from forecaster.shell.kafka.login import REFUSALS, make_client
 from forecaster.shell.kafka.spec import KafkaSpec
 
 Settings = dict[str, Any]
@@ -44,16 +41,6 @@ _PASSED_BY_NAME = (
     "ssl_crlfile",
     "ssl_ciphers",
 )
-
-
-class _NoCredentials(logging.Filter):
-    """The library logs each request below INFO, and an authentication request prints the password."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.INFO
-
-
-logging.getLogger("kafka.net.connection").addFilter(_NoCredentials())
 
 
 class TokenFile(AbstractTokenProvider):
@@ -151,7 +138,7 @@ def connect(kind: Callable[..., Client], settings: Settings) -> Client:
     made: list[KafkaNetClient] = []
 
     def make(**configuration: Any) -> KafkaNetClient:
-        made.append(KafkaNetClient(**configuration))
+        made.append(make_client(**configuration))
         return made[-1]
 
     try:
@@ -184,9 +171,7 @@ def fatal(error: BaseException) -> ForecasterError | None:
         return FencedError(
             f"another instance uses this one's identity (instance_id or transactional_id): {text}"
         )
-    if isinstance(
-        error, SaslAuthenticationFailedError | UnsupportedSaslMechanismError | IllegalSaslStateError
-    ):
+    if isinstance(error, REFUSALS):
         return BrokerError(f"the broker refuses the credentials, see kafka.sasl_*: {text}")
     if isinstance(error, AuthorizationError):
         return BrokerError(f"the broker denies a right that forecaster needs: {text}")

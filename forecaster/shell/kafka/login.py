@@ -1,0 +1,66 @@
+"""Mends for the way in which the library logs in.
+
+A broker that refuses a password says so and closes the connection at once. The library throws away what
+came just before the end of a connection, and what it learns while a connection ends; so it sees a lost
+connection, and tries again for ever. Here both are kept, and the refusal is raised. Below INFO the library
+logs whole requests, bytes and all; the one that logs in carries the password, so these are not logged.
+"""
+
+import logging
+from typing import Any
+
+from kafka.errors import IllegalSaslStateError, SaslAuthenticationFailedError, UnsupportedSaslMechanismError
+from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
+
+REFUSALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
+"""Errors that mean that credentials or the way to present them are refused."""
+
+
+class _NoRequests(logging.Filter):
+    """Only what is INFO or above."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.INFO
+
+
+for _name in ("kafka.net.connection", "kafka.protocol.parser"):
+    logging.getLogger(_name).addFilter(_NoRequests())
+
+
+class _Manager(KafkaConnectionManager):
+    """Remembers a refusal by its broker; the library raises it when it is to connect there again."""
+
+    async def _build_transport(self, node: Any, **options: Any) -> Any:
+        transport = await super()._build_transport(node, **options)
+        receive = transport._sock_recv  # noqa: SLF001
+
+        def receive_all() -> tuple[bytes, Exception | None]:
+            data, end = receive()
+            return data, None if data else end  # the end is seen again by the next read
+
+        transport._sock_recv = receive_all  # noqa: SLF001
+        return transport
+
+    async def _connect(self, node: Any, conn: Any, **options: Any) -> None:
+        refusals: list[Exception] = []
+        log_in = conn._sasl_authenticate  # noqa: SLF001
+
+        async def noting(timeout_at: float | None = None) -> None:
+            try:
+                await log_in(timeout_at)
+            except REFUSALS as refusal:
+                refusals.append(refusal)
+                raise
+
+        conn._sasl_authenticate = noting  # noqa: SLF001
+        await super()._connect(node, conn, **options)
+        if refusals:
+            self._auth_failures[node.node_id] = refusals[0]
+
+
+def make_client(**settings: Any) -> KafkaNetClient:
+    """What the library's consumers, producers and admin clients talk through."""
+    net = NetworkSelector(**settings)
+    return KafkaNetClient(net=net, manager=_Manager(net, **settings), **settings)
