@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from forecaster.core.tick import Outcome, Reason
+from forecaster.demo.simulate import SENSORS
 from forecaster.shell.http import Hooks, HttpServer, HttpSpec
 from forecaster.shell.metrics import Metrics, MetricsSpec, Phase, Stage, State
 from tests.prometheus import Prometheus, scraping
@@ -28,7 +29,7 @@ from tests.prometheus import Prometheus, scraping
 DEPLOY = Path(__file__).parent.parent / "deploy"
 LEVELS = (0.05, 0.1, 0.5, 0.9, 0.95)
 HORIZON = 3
-LISTED = "grid.load.kw"
+LISTED = SENSORS[0].series
 DEMO_S = 300.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
@@ -148,9 +149,9 @@ def test_panels_show_numbers_and_alerts_can_see(tmp_path: Path) -> None:
 
 @contextmanager
 def demo(folder: Path) -> Iterator[int]:
-    """The demo, with one of its series listed; yields the port that its daemon serves."""
+    """The demo, which lists the first of its series; yields the port that its daemon serves."""
     command = [sys.executable, "-m", "forecaster.demo"]
-    environ = {**os.environ, "TMPDIR": str(folder), "FORECASTER_METRICS__SERIES": LISTED}
+    environ = {**os.environ, "TMPDIR": str(folder)}
     with (
         (folder / "demo").open("wb") as output,
         subprocess.Popen(

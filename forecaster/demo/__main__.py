@@ -49,6 +49,9 @@ session_timeout_s = {session_timeout_s}
 every_ticks = 15_000
 fit_s = 45.0
 
+[metrics]
+series = {listed}
+
 [http]
 port = {port}
 """
@@ -135,6 +138,7 @@ class Demo:
             CONFIG.format(
                 bootstrap_servers=self._broker.bootstrap_servers,
                 session_timeout_s=SESSION_TIMEOUT_S,
+                listed=json.dumps(self.state.order[:1], ensure_ascii=False),
                 port=self._url.rpartition(":")[2],
             )
         )
