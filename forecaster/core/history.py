@@ -27,7 +27,7 @@ from forecaster.core import features, table
 from forecaster.core.advance import Loan, Steps, layout, perceive, plant, unlent
 from forecaster.core.model import ModelSpec
 from forecaster.core.spec import Spec
-from forecaster.core.table import Rows
+from forecaster.core.table import Layout, Rows
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -317,11 +317,18 @@ def _planted(flat: _Flat, lanes: Ints, model: ModelSpec) -> Rows:
         _mean_change(flat, b, min(b + FIRST_CHANGES, e))
         for b, e in zip(flat.begin[lanes], flat.end[lanes], strict=True)
     ]
-    base = np.pad(flat.base[lanes], (0, LANES - len(lanes)))
-    share = np.pad(np.array(first), (0, LANES - len(lanes))) / np.maximum(np.abs(base), 1e-12)
+    pad = (0, LANES - len(lanes))
+    base = np.pad(flat.base[lanes], pad)
+    share = np.pad(np.array(first), pad) / np.maximum(np.abs(base), 1e-12)
+    return _plant(base, share.astype(np.float32), sizes=sizes, model=model)
+
+
+@partial(jax.jit, static_argnames=("sizes", "model"))
+def _plant(base: Array, share: Array, *, sizes: Layout, model: ModelSpec) -> Rows:
+    """One program; done one operation after the other, each would be compiled."""
     loan = unlent(model)._replace(offset=jnp.zeros((model.horizon, 0)))
-    lent = Loan(jnp.asarray(share, jnp.float32), *(jnp.stack([part] * LANES) for part in loan[1:]))
-    return plant(table.empty(sizes, LANES), jnp.arange(LANES), jnp.asarray(base), lent)
+    lent = Loan(share, *(jnp.stack([part] * LANES) for part in loan[1:]))
+    return plant(table.empty(sizes, LANES), jnp.arange(LANES), base, lent)
 
 
 # --- seasons ------------------------------------------------------------------------------------------
