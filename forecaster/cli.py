@@ -25,6 +25,7 @@ from forecaster.errors import BrokerError, BugError, ConfigError, ForecasterErro
 if TYPE_CHECKING:
     from forecaster.config import Config
     from forecaster.shell.control import Answer
+    from forecaster.shell.evaluate import Study
     from forecaster.shell.models import Models
     from forecaster.shell.prediction import Prediction
     from forecaster.shell.signals import Signals
@@ -211,6 +212,46 @@ def retrain(
         follower.close()
 
 
+@app.command()
+def annotate(
+    start: Annotated[
+        str, typer.Option(help="Event time: ISO 8601 (UTC where it has no zone), or epoch seconds.")
+    ],
+    end: Annotated[str, typer.Option(help="The same; not included.")],
+    series: Annotated[str, typer.Option(help="Only this series; without it all of them.")] = "",
+    config: ConfigPath = None,
+) -> None:
+    """Leave a span of event time out of all training from now on: an outage, a test, a fault."""
+    start_s, end_s = _event_s("--start", start), _event_s("--end", end)
+    if not start_s < end_s:
+        raise ConfigError(f"--start {start} is not before --end {end}")
+    settings = _load(config)
+    from forecaster.shell.control import Command, Controls, Request  # noqa: PLC0415
+
+    _require_topic(settings, settings.topics.control)
+    span = {"series": series, "start_s": start_s, "end_s": end_s}
+    request = Request(command=Command.ANNOTATE, trigger="cli", sender=_sender(), arguments=span)
+    controls = Controls(settings.kafka, settings.topics.control)
+    try:
+        controls.write(request)
+    finally:
+        controls.close()
+    whose = escape(series) if series else "every series"
+    out.print(f"left out of training from now on: {whose} from {_time(start_s)} to {_time(end_s)}")
+
+
+def _event_s(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} is neither ISO 8601 nor epoch seconds") from None
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+
+
 def _show_decision(answer: "Answer") -> None:
     out.print(f"[bold]{escape(answer.outcome)}[/bold] {escape(answer.message)}".rstrip())
     for name, value in answer.details.items():
@@ -219,6 +260,79 @@ def _show_decision(answer: "Answer") -> None:
         out.print(f"  {escape(name)}: {escape(_brief(value))}")
     if answer.outcome not in {"promoted", "rejected"}:
         raise typer.Exit(REFUSED)
+
+
+# --- from files ---
+
+Files = Annotated[
+    list[Path], typer.Argument(help="CSV or Parquet: series, ts, value.", exists=True, dir_okay=False)
+]
+
+
+@app.command()
+def backtest(
+    files: Files,
+    warm_up: Annotated[
+        float, typer.Option("--warmup", min=0.05, max=0.95, help="Share of each series that comes first.")
+    ] = 0.6,
+    config: ConfigPath = None,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for forecasts, scores and report.")] = Path(
+        "backtest"
+    ),
+) -> None:
+    """Replay files as if they were streamed: forecasts, scores, and a report to look at."""
+    settings = _load(config)
+    from forecaster.shell import report, results  # noqa: PLC0415
+    from forecaster.shell.evaluate import check_names, evaluate  # noqa: PLC0415
+    from forecaster.shell.terminal import Watch, scores_by_dataset, scores_by_horizon  # noqa: PLC0415
+
+    check_names(files)
+    studies: list[Study] = []
+    try:
+        for path in files:
+            with Watch(err, path.stem) as watch:
+                studies.append(evaluate(path, settings, warm_up, folder, watch))
+            results.write(studies, folder)
+            (folder / "report.html").write_text(report.page(studies), encoding="utf-8")
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    for study in studies:
+        out.print(scores_by_horizon(study))
+    out.print(scores_by_dataset(studies))
+    out.print(
+        f"forecasts, scores and report are in {escape(str(folder))}: see {escape(str(folder / 'report.html'))}"
+    )
+
+
+@app.command()
+def train(
+    file: Annotated[
+        Path, typer.Argument(help="CSV or Parquet: series, ts, value.", exists=True, dir_okay=False)
+    ],
+    candidate: Annotated[Path, typer.Option("--out", help="Where the model goes, if it is good.")],
+    serving: Annotated[
+        Path | None,
+        typer.Option(help="A model file to start from, and to beat.", exists=True, dir_okay=False),
+    ] = None,
+    config: ConfigPath = None,
+) -> None:
+    """Train on a file; the model can be taken over with `forecaster models import`."""
+    settings = _load(config)
+    from forecaster.shell import trainer  # noqa: PLC0415
+    from forecaster.shell.terminal import Watch  # noqa: PLC0415
+
+    try:
+        with Watch(err, file.stem) as watch:
+            ended = trainer.run(trainer.job_on_files(settings, file, candidate, serving), watch)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    details = f"{ended.version} on {ended.ticks:,} ticks of {ended.series:,} series, {ended.step} steps"
+    out.print(f"[bold]{ended.outcome}[/bold] {escape(ended.reason or ended.message)}")
+    if ended.version:
+        out.print(f"  {details}\n  losses: {_brief(ended.losses)}")
+    if ended.outcome != "promoted":
+        raise typer.Exit(REFUSED)
+    out.print(f"  written to {escape(str(candidate))}")
 
 
 # --- models ---

@@ -4,12 +4,20 @@ In come records of a file and a configuration; out go the forecasts that the dae
 decoder, grid, fold, promotion and swaps. Nothing is published, and nothing here draws or scores.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
 from forecaster.config import Config
+from forecaster.core import experts, table
 from forecaster.core.fold import Fold, Issued
 from forecaster.core.promote import Decision, Retrained, retrain
 from forecaster.core.train import Failure, Progress
@@ -19,6 +27,8 @@ from forecaster.shell.pipeline import Pipeline
 from forecaster.shell.slices import Slicer
 
 CHUNK = 512  # records folded at once
+LOOKS = 48  # times in a run that the experts' shares are noted
+SAMPLE = 64  # series that they are the mean of
 
 
 class Verdict(NamedTuple):
@@ -27,28 +37,32 @@ class Verdict(NamedTuple):
     offset: int  # of the record before which the model served
     version: str  # of the candidate
     decision: Decision | Failure
+    seconds: float = 0.0  # that it took
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one chunk of the streamed part came to."""
+    """What one chunk came to."""
 
     issued: Issued
     done: int  # records so far, of all
     total: int
+    warm: bool = False  # still the warm-up: the forecasts are nobody's
+    shares: np.ndarray | None = None  # of each expert in the mix just then (experts.NAMES), now and then
 
 
 def ordered(records: Sequence[Record], warm_up: float) -> tuple[list[Record], int]:
     """The records with the first share of each series in front, offsets from 0 on; and how many those are.
 
-    Both parts stay in time order. A series is told by its key.
+    Both parts stay in time order. A series is told by its key. The last record of a warm-up is the first that is
+    answered, so it begins the second part.
     """
     lengths = Counter(record.key for record in records)
     seen: Counter[bytes | None] = Counter()
     front: list[Record] = []
     rest: list[Record] = []
     for record in records:
-        (front if seen[record.key] < int(warm_up * lengths[record.key]) else rest).append(record)
+        (front if seen[record.key] < int(warm_up * lengths[record.key]) - 1 else rest).append(record)
         seen[record.key] += 1
     numbered = [r._replace(partition=0, offset=i) for i, r in enumerate([*front, *rest])]
     return numbered, len(front)
@@ -71,22 +85,52 @@ def backtest(
     metrics = Metrics(config.metrics, horizon=config.model.horizon, levels=config.model.levels)
     pipeline = Pipeline(fold, config.tick, config.grid, config.topics.ticks, metrics)
     slicer = Slicer(config.tick, config.grid)
-    next_retrain = float(warm)
-    for start in _starts(len(records), warm):
-        if start >= next_retrain:
-            next_retrain = start + training.ticks_between(start)
-            version = f"backtest-{start}"
-            result = retrain(slicer.slices(), training, config.model, training, fold.model, progress=progress)
-            if isinstance(result, Retrained) and result.decision.promote:
-                card = result.model.card.model_copy(update={"version": version})
-                fold.swap(result.model._replace(card=card))
-            yield Verdict(start, version, result.decision if isinstance(result, Retrained) else result)
+    next_retrain, began_s, newest_s = float(warm), float("-inf"), float("-inf")
+    starts = _starts(len(records), warm)
+    noted = set(starts[-1 :: -max(1, (len(records) - warm) // CHUNK // LOOKS)])
+    for start in starts:
+        due_by_time = training.every_s > 0 and newest_s - began_s >= training.every_s
+        if start >= next_retrain or (start >= warm and due_by_time):
+            next_retrain, began_s = start + training.ticks_between(start), newest_s
+            yield _retrain(fold, slicer, config, start, progress)
         end = min(start + CHUNK, warm if start < warm else len(records))
         slicer.add(records[start:end])
         answers = pipeline.handle(records[start:end], live=False)
-        if start >= warm:
-            yield Part(answers.issued, end, len(records))
+        newest_s = max(newest_s, answers.newest_s)
+        streamed = start >= warm
+        shares = _shares_of(fold) if streamed and start in noted else None
+        yield Part(answers.issued, end, len(records), not streamed, shares)
 
 
 def _starts(total: int, warm: int) -> list[int]:
     return [*range(0, warm, CHUNK), *range(warm, total, CHUNK)]
+
+
+def _retrain(
+    fold: Fold, slicer: Slicer, config: Config, at: int, progress: Callable[[Progress], bool]
+) -> Verdict:
+    """Train on all that has come, and swap the candidate in if it is better."""
+    began_s, version, training = time.monotonic(), f"backtest-{at}", config.training
+    result = retrain(slicer.slices(), training, config.model, training, fold.model, progress=progress)
+    if isinstance(result, Retrained) and result.decision.promote:
+        card = result.model.card.model_copy(update={"version": version})
+        fold.swap(result.model._replace(card=card))
+    decision = result.decision if isinstance(result, Retrained) else result
+    return Verdict(at, version, decision, time.monotonic() - began_s)
+
+
+def _shares_of(fold: Fold) -> np.ndarray:
+    """Mean share of each expert in the forecasts that were just made, over series and steps ahead."""
+    rows = np.resize(fold.index.stepped(0), SAMPLE)
+    return np.asarray(_shares(fold.rows, jnp.asarray(rows), horizon=fold.spec.horizon))
+
+
+@partial(jax.jit, static_argnames="horizon")
+def _shares(rows: table.Rows, idx: Array, horizon: int) -> Array:
+    newest = table.whole(rows.count, idx) - 1
+    curves = table.due(rows.curves, idx, newest, horizon).astype(jnp.float32)
+    lines = jnp.zeros((idx.shape[0], experts.LINES))
+    awake = jnp.isfinite(experts.assemble(lines, curves))
+    regret = table.whole(rows.regret, idx)
+    blend = experts.Blend(table.whole(rows.error, idx), regret[:, 0], regret[:, 1])
+    return experts.weights(blend, awake).mean((0, 2))

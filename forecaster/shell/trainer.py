@@ -103,10 +103,6 @@ Say = Callable[[Report], None]
 def job_for(config: Config, fit_s: float, spans: Iterable[Span] = ()) -> bytes:
     """The line for a trainer that reads the log and publishes on the models topic, as configured."""
     training, topics = config.training, config.topics
-
-    def part(kind: type[Spec]) -> dict[str, Any]:
-        return training.model_dump(mode="json", include=set(kind.model_fields))
-
     source = OnTopics(
         kafka=revealed(config.kafka),
         ticks=topics.ticks,
@@ -115,7 +111,20 @@ def job_for(config: Config, fit_s: float, spans: Iterable[Span] = ()) -> bytes:
         read_s=training.time_limit_s / 2,
         keep=training.keep_models,
     )
-    job = Job(
+    return msgspec.json.encode(_job(config, source, fit_s, spans))
+
+
+def job_on_files(config: Config, ticks: Path, candidate: Path, serving: Path | None = None) -> Job:
+    """The job of training on a file of ticks, as configured. The candidate is written if it is better."""
+    source = OnFiles(ticks=str(ticks), candidate=str(candidate), serving=str(serving) if serving else "")
+    return _job(config, source, config.training.fit_s)
+
+
+def _job(config: Config, source: OnTopics | OnFiles, fit_s: float, spans: Iterable[Span] = ()) -> Job:
+    def part(kind: type[Spec]) -> dict[str, Any]:
+        return config.training.model_dump(mode="json", include=set(kind.model_fields))
+
+    return Job(
         source=source,
         tick=config.tick.model_dump(mode="json"),
         grid=config.grid.model_dump(mode="json"),
@@ -125,7 +134,6 @@ def job_for(config: Config, fit_s: float, spans: Iterable[Span] = ()) -> bytes:
         spans=[(span.series, span.start_s, span.end_s) for span in spans],
         fit_s=fit_s,
     )
-    return msgspec.json.encode(job)
 
 
 def revealed(spec: Spec) -> dict[str, Any]:

@@ -1,0 +1,149 @@
+"""A file of ticks -> forecasts on disk, and a study: what a backtest came to, as scores and pictures need it.
+
+In come a CSV or Parquet file and a configuration; out go JSON lines, one for each forecast, and a `Study`. How the
+ticks are folded is `backtest`'s, how forecasts are judged `scoring`'s; nothing here draws or prints.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import orjson
+
+from forecaster.config import Config
+from forecaster.core.advance import STATUSES
+from forecaster.core.fold import Issued
+from forecaster.core.train import Progress
+from forecaster.errors import DataError
+from forecaster.shell.backtest import Part, Verdict, backtest
+from forecaster.shell.pipeline import mean_weights
+from forecaster.shell.replay import read_ticks
+from forecaster.shell.scoring import Scorer
+
+FANS = 6  # series whose last forecasts are kept for the picture
+FAN_SPANS = 9  # horizons of each that it shows
+DIGITS = 5  # after the leading digit of a series' scale that a forecast is written with
+
+Event = Part | Verdict | Progress
+Tell = Callable[[Event], object]
+
+
+class Origin(NamedTuple):
+    """A step of a series and the forecast made at it."""
+
+    time_s: float
+    value: float
+    offset: np.ndarray  # (horizon, level), quantiles minus the value
+
+
+@dataclass
+class Study:
+    """What one data set came to."""
+
+    dataset: str
+    levels: tuple[float, ...]
+    horizon: int
+    scorer: Scorer
+    records: int = 0
+    series: int = 0
+    seconds: float = 0.0
+    verdicts: list[Verdict] = field(default_factory=list[Verdict])
+    shares: list[tuple[int, np.ndarray]] = field(default_factory=list[tuple[int, np.ndarray]])
+    """Records taken in by then, and the share of each expert in the mix."""
+    statuses: Counter[str] = field(default_factory=Counter[str])
+    fans: dict[str, deque[Origin]] = field(default_factory=dict[str, deque[Origin]])
+    """The newest steps of a few series."""
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds spent in retrains."""
+        return sum(verdict.seconds for verdict in self.verdicts)
+
+
+def forecasts_path(folder: Path, path: Path) -> Path:
+    """Where the forecasts for an input go."""
+    return folder / f"{path.stem}.forecasts.jsonl"
+
+
+def check_names(paths: Sequence[Path]) -> None:
+    """A data set is called by its file's stem, so no two may share one. Raises DataError."""
+    twice = [stem for stem, n in Counter(path.stem for path in paths).items() if n > 1]
+    if twice:
+        raise DataError(f"two files are called {twice[0]!r}: a data set has its file's name")
+
+
+def evaluate(path: Path, config: Config, warm_up: float, folder: Path, tell: Tell = lambda _: None) -> Study:
+    """Backtest a file; its forecasts go into the folder, what happens meanwhile to `tell`. Raises DataError."""
+    began_s = time.monotonic()
+    records = read_ticks(path, config.tick)
+    names = sorted({record.key.decode() for record in records if record.key})
+    model = config.model
+    study = Study(path.stem, model.levels, model.horizon, Scorer(model.levels, model.horizon))
+    study.records, study.series = len(records), len(names)
+    longest = max(Counter(record.key for record in records).values())
+    if longest - int(warm_up * longest) < model.horizon:
+        raise DataError(
+            f"{path}: the longest series has {longest} ticks, too few to judge a forecast of {model.horizon} after"
+            f" a warm-up of {warm_up:.0%}"
+        )
+    shown = {names[i] for i in np.linspace(0, len(names) - 1, min(FANS, len(names)), dtype=int)}
+    study.fans = {name: deque(maxlen=FAN_SPANS * model.horizon + 1) for name in sorted(shown)}
+
+    def watch(at: Progress) -> bool:
+        tell(at)
+        return True
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with forecasts_path(folder, path).open("wb") as out:
+        for event in backtest(records, config, warm_up, watch):
+            match event:
+                case Verdict():
+                    study.verdicts.append(event)
+                case Part(warm=True):
+                    study.scorer.warm(event.issued.series, event.issued.last)
+                case Part():
+                    _take(study, event)
+                    _write(out, study, event.issued)
+            tell(event)
+    study.seconds = time.monotonic() - began_s
+    if not study.scorer.by_series():
+        raise DataError(
+            f"{path}: no series could be judged: none moved in its warm-up and went on for long enough"
+        )
+    return study
+
+
+def _take(study: Study, part: Part) -> None:
+    issued = part.issued
+    study.scorer.add(part.done, issued.series, issued.last, issued.offset)
+    if part.shares is not None:
+        study.shares.append((part.done, part.shares))
+    for status, n in enumerate(np.bincount(issued.status, minlength=len(STATUSES)).tolist()):
+        study.statuses[STATUSES[status]] += n
+    for i, name in enumerate(issued.series):
+        if name in study.fans:
+            origin = Origin(float(issued.time_s[i]), float(issued.last[i]), issued.offset[i].copy())
+            study.fans[name].append(origin)
+
+
+def _write(out: IO[bytes], study: Study, issued: Issued) -> None:
+    """One JSON object a line: a forecast, its lists in the order of `steps`."""
+    weights, steps = mean_weights(study.levels), list(range(1, study.horizon + 1))
+    names = [f"{level:g}" for level in study.levels]
+    quantiles = issued.last[:, None, None] + issued.offset.astype(np.float64)
+    digits = DIGITS - np.floor(np.log10(np.maximum(issued.scale, 1e-30))).astype(int)
+    for i, series in enumerate(issued.series):
+        by_level = np.round(quantiles[i].T, digits[i])
+        line = {
+            "dataset": study.dataset,
+            "series": series,
+            "issued_at": round(float(issued.time_s[i]), 3),
+            "steps": steps,
+            "mean": np.round(quantiles[i] @ weights, digits[i]).tolist(),
+            "quantiles": dict(zip(names, by_level.tolist(), strict=True)),
+        }
+        out.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))

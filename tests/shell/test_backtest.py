@@ -1,0 +1,189 @@
+"""A small file through the whole of it: warm-up, training, forecasts on disk, scores; and the order of its records."""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from forecaster.config import Config
+from forecaster.core import experts
+from forecaster.core.promote import Decision, Reason
+from forecaster.core.train import Failure, Progress
+from forecaster.errors import DataError
+from forecaster.shell import backtest as backtesting
+from forecaster.shell.backtest import Part, Verdict, ordered
+from forecaster.shell.evaluate import Event, Study, check_names, evaluate, forecasts_path
+from forecaster.shell.kafka import Record
+
+CONFIG = Config.model_validate(
+    {
+        "model": {"hidden": 8, "horizon": 3, "levels": [0.1, 0.5, 0.9], "context_length": 16, "warm_up": 4},
+        "training": {
+            "steps": 50,
+            "warm_start_steps": 25,
+            "batch": 8,
+            "span": 16,
+            "burn_in": 8,
+            "every_ticks": 600,
+            "every_ratio": 0,
+        },
+    }
+)
+STEPS, NAMES = 700, ("a", "b")
+STREAMED = STEPS - (int(0.6 * STEPS) - 1)  # of each series: from the last tick of the warm-up on
+
+
+def waves(steps: int = STEPS, names: Sequence[str] = NAMES) -> str:
+    """CSV of noisy waves, which a network learns in a few steps."""
+    rng = np.random.default_rng(3)
+    rows = [
+        f"{name},{1.7e9 + 60 * t + 0.125},{10 * i + np.sin(t / 3) + 0.1 * rng.normal():.4f}"
+        for t in range(steps)
+        for i, name in enumerate(names)
+    ]
+    return "series,ts,value\n" + "\n".join(rows) + "\n"
+
+
+@cache
+def small_run() -> tuple[Study, list[Event], Path]:
+    """Run once, looked at by many."""
+    folder = Path(mkdtemp(prefix="forecaster-backtest-"))
+    path = folder / "waves.csv"
+    path.write_text(waves(), encoding="utf-8")
+    events: list[Event] = []
+    return (
+        evaluate(path, CONFIG, 0.6, folder / "out", events.append),
+        events,
+        forecasts_path(folder / "out", path),
+    )
+
+
+def record(series: str, at_s: float) -> Record:
+    return Record("ticks", 5, 17, int(at_s * 1e3), series.encode(), b"{}")
+
+
+def test_warm_ups_come_first_and_order_is_kept() -> None:
+    merged = [record("a", t) for t in range(10)] + [record("b", t + 0.5) for t in range(5)]
+    merged.sort(key=lambda r: r.timestamp_ms)
+    got, warm = ordered(merged, 0.6)
+    assert warm == 5 + 2  # the last tick of a warm-up is the first that is answered
+    assert [(r.partition, r.offset) for r in got] == [(0, i) for i in range(15)]
+    assert [r.timestamp_ms for r in got[:warm]] == sorted(r.timestamp_ms for r in got[:warm])
+    assert [r.timestamp_ms for r in got[warm:]] == sorted(r.timestamp_ms for r in got[warm:])
+    for name in (b"a", b"b"):
+        own = [r.timestamp_ms for r in got if r.key == name]
+        assert own == sorted(own)
+    assert ordered(merged, 0.0)[1] == 0
+
+
+def test_everything_is_forecast_once_from_the_last_tick_of_the_warm_up_on() -> None:
+    study, _, path = small_run()
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == len(NAMES) * STREAMED
+    issued = [line["issued_at"] for line in lines if line["series"] == "a"]
+    assert issued == [1.7e9 + 60 * t + 0.125 for t in range(STEPS - STREAMED, STEPS)]
+    for line in lines:
+        assert line["dataset"] == "waves"
+        assert line["steps"] == [1, 2, 3]
+        assert list(line["quantiles"]) == ["0.1", "0.5", "0.9"]
+        columns = np.array([line["quantiles"][level] for level in ("0.1", "0.5", "0.9")])
+        assert columns.shape == (3, 3)
+        assert np.isfinite(columns).all()
+        assert (np.diff(columns, axis=0) >= 0).all()
+        mean = np.array(line["mean"])
+        assert ((columns[0] <= mean) & (mean <= columns[2])).all()
+    assert study.statuses == {"ok": len(lines), "cold": 0, "warming": 0, "fallback": 0}
+
+
+def test_scores_are_those_of_the_forecasts_on_disk() -> None:
+    study, _, path = small_run()
+    values = {name: [] for name in NAMES}
+    for row in (path.parent.parent / "waves.csv").read_text(encoding="utf-8").splitlines()[1:]:
+        name, _, value = row.split(",")
+        values[name].append(float(value))
+    errors: dict[str, list[float]] = {name: [] for name in NAMES}
+    seen = dict.fromkeys(NAMES, STEPS - STREAMED)
+    for text in path.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        name, at = line["series"], seen[line["series"]]
+        seen[name] += 1
+        if at + 3 < STEPS:
+            errors[name] += [abs(values[name][at + h] - line["quantiles"]["0.5"][h - 1]) for h in (1, 2, 3)]
+    for name, score in study.scorer.by_series().items():
+        unit = np.abs(np.diff(values[name][: int(0.6 * STEPS)])).mean()
+        assert score.mase == pytest.approx(np.mean(errors[name]) / unit, rel=1e-4)
+        assert score.mase < score.last_mase  # waves can be learned
+    assert study.scorer.overall().skill > 0.2
+
+
+def test_the_first_retrain_is_after_the_warm_up_and_every_record_is_told_of() -> None:
+    study, events, _ = small_run()
+    (verdict,) = study.verdicts
+    assert verdict.offset == len(NAMES) * (STEPS - STREAMED)
+    assert isinstance(verdict.decision, Decision)
+    assert verdict.decision.reason is Reason.FIRST
+    assert 0 < study.train_seconds < study.seconds
+    parts = [event for event in events if isinstance(event, Part)]
+    assert sum(len(part.issued) for part in parts) == len(NAMES) * STEPS
+    assert parts[-1].done == parts[-1].total == study.records
+    assert any(isinstance(event, Progress) for event in events)
+
+
+class NoPipeline:
+    """Takes records in at a minute each, and answers nothing."""
+
+    def __init__(self, *_: object) -> None:
+        self.seen = 0
+
+    def handle(self, records: list[Record], **_: bool) -> SimpleNamespace:
+        self.seen += len(records)
+        return SimpleNamespace(issued=(), newest_s=60.0 * self.seen)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "starts"),
+    [
+        ({"every_ticks": 1000, "every_ratio": 0}, [1798, 2822, 3846]),
+        ({"every_ticks": 0, "every_ratio": 0.5}, [1798, 2822]),
+        ({"every_ticks": 0, "every_ratio": 0, "every_s": 60 * 600.0}, [1798, 2822, 3846]),
+        ({"every_ticks": 0, "every_ratio": 0}, [1798]),
+    ],
+)
+def test_retrains_come_as_configured(
+    monkeypatch: pytest.MonkeyPatch, schedule: dict[str, float], starts: list[int]
+) -> None:
+    monkeypatch.setattr(backtesting, "Pipeline", NoPipeline)
+    monkeypatch.setattr(backtesting, "retrain", lambda *_, **__: Failure.NO_DATA)
+    monkeypatch.setattr(backtesting, "_shares_of", lambda _: None)
+    training = CONFIG.training.model_copy(update=schedule)
+    config = CONFIG.model_copy(update={"training": training})
+    records = [record("ab"[t % 2], t) for t in range(4000)]
+    events = list(backtesting.backtest(records, config, 0.45))
+    assert [event.offset for event in events if isinstance(event, Verdict)] == starts
+
+
+def test_the_shares_of_the_experts_are_noted_now_and_then() -> None:
+    study, _, _ = small_run()
+    assert study.shares
+    for at, share in study.shares:
+        assert at <= study.records
+        assert share.shape == (experts.COUNT,)
+        assert share.sum() == pytest.approx(1.0, abs=1e-5)
+        assert share[experts.NAMES.index("seasonal")] >= 0
+
+
+def test_two_files_of_one_name_are_refused() -> None:
+    with pytest.raises(DataError, match="'x'"):
+        check_names([Path("a/x.csv"), Path("b/x.csv"), Path("b/y.csv")])
+
+
+def test_a_file_too_short_to_judge_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "short.csv"
+    path.write_text("series,ts,value\n" + "".join(f"a,{t},{t % 2}\n" for t in range(5)), encoding="utf-8")
+    with pytest.raises(DataError, match=r"short\.csv: the longest series has 5 ticks"):
+        evaluate(path, CONFIG, 0.6, tmp_path / "out")

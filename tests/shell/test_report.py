@@ -1,0 +1,150 @@
+"""The page stands alone, is well-formed, and says what the scores say; the files carry the same numbers."""
+
+import csv
+import io
+import json
+import re
+from collections import deque
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from forecaster.core import experts
+from forecaster.core.promote import Decision, Losses, Reason
+from forecaster.core.train import Failure
+from forecaster.shell import charts, report, results
+from forecaster.shell.backtest import Verdict
+from forecaster.shell.evaluate import Origin, Study
+from forecaster.shell.scoring import Scorer
+from forecaster.shell.terminal import scores_by_dataset, scores_by_horizon
+
+LEVELS, H, STEPS = (0.1, 0.2, 0.5, 0.8, 0.9), 4, 120
+NASTY = "<b>&\"series'"
+
+
+def study(dataset: str = "walk", seed: int = 0) -> Study:
+    """Forecasts of two random walks, about as wide as they should be."""
+    rng = np.random.default_rng(seed)
+    scorer = Scorer(LEVELS, H)
+    made = Study(dataset, LEVELS, H, scorer, records=2 * STEPS, series=2, seconds=12.0)
+    width = np.sqrt(np.arange(1, H + 1))[:, None] * np.array([-1.3, -0.8, 0.0, 0.8, 1.3])
+    offset = np.broadcast_to(width, (STEPS, H, len(LEVELS))).astype(np.float32)
+    for name in ("a", NASTY):
+        values = 50 + np.cumsum(rng.normal(size=STEPS))
+        scorer.warm([name] * 40, values[:40])
+        for start in range(40, STEPS, 10):
+            at = slice(start, start + 10)
+            scorer.add(2 * start, [name] * 10, values[at], offset[at])
+        made.fans[name] = deque(
+            (Origin(1.7e9 + 60.0 * t, float(values[t]), offset[t]) for t in range(80, STEPS)), maxlen=33
+        )
+    promoted = Decision(Reason.FIRST, Losses(0.8, 1.0, None))
+    made.verdicts = [Verdict(80, "v-80", promoted, 3.0), Verdict(160, "v-160", Failure.DIVERGED, 1.5)]
+    made.shares = [(at, np.full(experts.COUNT, 1 / experts.COUNT)) for at in (100, 150, 200)]
+    return made
+
+
+@pytest.fixture(scope="module")
+def studies() -> list[Study]:
+    return [study(), study("a & b", 1)]
+
+
+def body(page: str) -> ElementTree.Element:
+    """Parsed as XML: every element is closed, every attribute quoted, every text escaped."""
+    return ElementTree.fromstring(page.removeprefix("<!doctype html>\n"))  # noqa: S314 - our own
+
+
+def test_the_page_is_well_formed_and_links_lead_somewhere(studies: list[Study]) -> None:
+    root = body(report.page(studies))
+    ids = [element.get("id") for element in root.iter() if element.get("id")]
+    assert ids == ["set-walk", "set-a---b"]
+    links = {element.get("href") for element in root.iter("a")}
+    assert links == {f"#{name}" for name in ids}
+    assert [element.text for element in root.iter("h2")] == ["walk", "a & b"]
+    captions = [element.text for element in root.iter("figcaption")]
+    assert captions.count(NASTY) == 2  # of a fan, in each data set
+
+
+def test_the_page_needs_nothing_from_anywhere(studies: list[Study]) -> None:
+    page = report.page(studies)
+    root = body(page)
+    tags = {element.tag for element in root.iter()}
+    assert not tags & {"script", "link", "img", "iframe", "object", "embed"}
+    assert not re.findall(r"https?:|url\(|@import|src=", page)
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_every_class_that_is_drawn_has_a_style(studies: list[Study]) -> None:
+    root = body(report.page(studies))
+    used = {name for element in root.iter() for name in (element.get("class") or "").split()}
+    for name in used:
+        assert re.search(rf"\.{name}\b", report.STYLE), name
+
+
+def test_nothing_is_drawn_outside_or_as_nan(studies: list[Study]) -> None:
+    for svg in body(report.page(studies)).iter("svg"):
+        _, _, width, height = map(float, svg.get("viewBox", "").split())
+        for path in svg.iter("path"):
+            drawn = path.get("d") or ""
+            assert "nan" not in drawn
+            for x, y in re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", drawn):
+                assert 0 <= float(x) <= width
+                assert 0 <= float(y) <= height
+
+
+def test_the_page_tells_scores_and_decisions(studies: list[Study]) -> None:
+    text = " ".join("".join(body(report.page(studies)).itertext()).split())
+    score = studies[0].scorer.overall()
+    for word in (f"{score.sql:.3f}", f"{score.relative_sql:.3f}", "first", "diverged", "1 of 2 kept"):
+        assert word in text
+
+
+def test_one_short_study_with_few_levels_has_a_page_too() -> None:
+    scorer = Scorer((0.25, 0.5, 0.75), 2)
+    scorer.warm(["a"] * 4, np.array([1.0, 2.0, 1.0, 2.0]))
+    scorer.add(8, ["a"] * 4, np.array([1.0, 2.0, 1.0, 2.0]), np.zeros((4, 2, 3), np.float32))
+    small = Study("small", (0.25, 0.5, 0.75), 2, scorer, records=8, series=1)
+    small.fans["a"] = deque([Origin(0.0, 1.0, np.zeros((2, 3))), Origin(1e18, 1.0, np.zeros((2, 3)))])
+    assert "small" in "".join(body(report.page([small])).itertext())
+    assert json.loads(json.dumps(results.as_json([small])))["all"]["coverage_80"] is None
+
+
+def test_files_carry_the_scores(studies: list[Study], tmp_path: Path) -> None:
+    results.write(studies, tmp_path)
+    written = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    overall = studies[0].scorer.overall()
+    assert written["datasets"]["walk"]["scores"]["sql"] == pytest.approx(overall.sql, rel=1e-5)
+    assert written["datasets"]["walk"]["retrains"][1] == {
+        "at": 160,
+        "outcome": "diverged",
+        "promoted": False,
+        "losses": {"candidate": None, "serving": None, "last_value": None},
+        "seconds": 1.5,
+    }
+    ratios = [s.scorer.overall().relative_sql for s in studies]
+    assert written["all"]["relative_sql"] == pytest.approx(np.sqrt(np.prod(ratios)), rel=1e-5)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "scores.csv").read_text(encoding="utf-8"))))
+    assert len(rows) == 2 * (1 + H + 2)
+    assert float(rows[0]["coverage_80"]) == pytest.approx(overall.coverage_80, rel=1e-5)
+    by_series = {row["series"]: row for row in rows if row["dataset"] == "walk" and row["series"]}
+    assert float(by_series[NASTY]["mase"]) == pytest.approx(
+        studies[0].scorer.by_series()[NASTY].mase, rel=1e-5
+    )
+
+
+def test_the_terminal_shows_all_of_it(studies: list[Study]) -> None:
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(scores_by_dataset(studies), scores_by_horizon(studies[0]))
+    shown = console.export_text()
+    for word in ("walk", "a & b", "geometric mean", f"{studies[1].scorer.overall().mase:.3f}"):
+        assert word in shown
+
+
+def test_ticks_are_round_and_within() -> None:
+    assert charts.ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert charts.ticks(-3.0, 12.0, 3) == [0.0, 5.0, 10.0]
+    assert charts.ticks(1.12141, 1.12149) == [1.12142, 1.12144, 1.12146, 1.12148]
+    assert charts.ticks(5.0, 5.0) == [5.0]
