@@ -49,7 +49,6 @@ class Stage:
             self.directory = Path(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix="forecaster-bench-"))
             )
-            self.cache = self.directory / "compiled"  # what one daemon compiles, the next one finds
             cluster = stack.enter_context(Cluster())
             self.kafka = KafkaSpec(bootstrap_servers=cluster.bootstrap_servers)
             self._stack = stack.pop_all()
@@ -109,10 +108,12 @@ class Stage:
         path = self.directory / f"{name}.toml"
         path.write_text(_toml(config))
         command = ["forecaster", "run", "--config", str(path)]
-        cache_variables = {"JAX_COMPILATION_CACHE_DIR": str(cache or self.cache)}
+        cache_variables = {"JAX_COMPILATION_CACHE_DIR": str(cache or CACHE)}
         return Daemon(lambda: self.child(name, *command, **cache_variables, **CACHE_ALL), port)
 
 
+CACHE = Path(__file__).parent.parent / ".cache" / "compiled"
+"""What one daemon compiles, the next one finds: only start-up is about compiling, and it has a cache of its own."""
 CACHE_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 NO_TRAINING: dict[str, object] = {"on_start": False, "every_ticks": 0, "every_ratio": 0, "drift": False}
 
