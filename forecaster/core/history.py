@@ -295,15 +295,15 @@ def _run_lanes(
         at = begin[None, :] + done + np.arange(CHUNK)[:, None]
         real = at < end[None, :]
         at = np.minimum(at, end[None, :] - 1)
-        steps = Steps(
+        columns = (
             flat.relative(at, np.broadcast_to(lanes, at.shape)),
             (flat.time_s[at] - flat.time_s[np.maximum(at - 1, begin)]).astype(np.float32),
             (flat.time_s[at] / features.DAY_S % features.WEEK_DAYS).astype(np.float32),
             np.zeros(at.shape, np.bool_),
             real,
         )
-        padded = Steps(*(np.pad(column, ((0, 0), (0, pad))) for column in steps))
-        rows, each = _scan(rows, padded, jnp.asarray(periods), horizon=model.horizon)
+        steps = Steps(*(jnp.asarray(np.pad(column, ((0, 0), (0, pad)))) for column in columns))
+        rows, each = _scan(rows, steps, jnp.asarray(periods), horizon=model.horizon)
         to = place[at]
         kept = real & (to >= 0)
         for whole, part in zip(seen, each, strict=True):
@@ -320,7 +320,7 @@ def _planted(flat: _Flat, lanes: Ints, model: ModelSpec) -> Rows:
     pad = (0, LANES - len(lanes))
     base = np.pad(flat.base[lanes], pad)
     share = np.pad(np.array(first), pad) / np.maximum(np.abs(base), 1e-12)
-    return _plant(base, share.astype(np.float32), sizes=sizes, model=model)
+    return _plant(jnp.asarray(base), jnp.asarray(share, jnp.float32), sizes=sizes, model=model)
 
 
 @partial(jax.jit, static_argnames=("sizes", "model"))
