@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 RATE ?=
+OUT ?= backtest
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test demo bench docs lock clean
+.PHONY: help setup check format test demo bench accuracy docs lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +33,10 @@ demo: setup ## broker, ticks and daemon, live in this terminal (DATA=file.csv RA
 
 bench: setup ## throughput, latency, compute, memory, start-up
 	$(BIN)/python -m benchmarks $(ARGS)
+
+accuracy: setup ## backtest every CSV of DATA=folder, keep the scores in docs/accuracy.md (report in OUT=folder)
+	$(if $(DATA),,$(error which data? make accuracy DATA=folder))
+	$(BIN)/python -m benchmarks.accuracy "$(DATA)" --out "$(OUT)" $(ARGS)
 
 docs: setup ## write what of docs/ is made from the code
 	$(BIN)/python tools/docs.py

@@ -20,7 +20,9 @@ def short(value: float) -> str:
 
 def percent(value: float) -> str:
     """A share as an axis shows it."""
-    return f"{100 * value:.3g} %".replace("-", "\N{MINUS SIGN}")
+    if not isfinite(value):
+        return "\N{EN DASH}"
+    return f"{100 * value:.3g}\N{NO-BREAK SPACE}%".replace("-", "\N{MINUS SIGN}")
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -51,11 +53,17 @@ class Plot:
     """A drawing area with its axes; what is drawn first lies below."""
 
     def __init__(
-        self, x: tuple[float, float], y: tuple[float, float], *, width: int = 520, height: int = 230
+        self,
+        x: tuple[float, float],
+        y: tuple[float, float],
+        *,
+        width: int = 520,
+        height: int = 230,
+        bottom: int = 36,
     ) -> None:
         self._x, self._y = x, y
         self._width, self._height = width, height
-        self._left, self._right, self._top, self._bottom = 54, 10, 10, 36
+        self._left, self._right, self._top, self._bottom = 54, 20, 10, bottom
         self._parts: list[str] = []
 
     def axes(

@@ -139,7 +139,7 @@ def _fan(study: Study, origins: Sequence[Origin]) -> str:
     edges = (study.levels.index(0.5), 0, len(study.levels) - 1)
     seen = [*values, *(float(q) for fan in fans.values() for edge in edges for q in fan[:, edge])]
     low, high = span(_tame(seen, values))
-    plot = Plot((0, len(steps) - 1 + h), (low, high), width=380, height=200).axes(x_ticks=())
+    plot = Plot((0, len(steps) - 1 + h), (low, high), width=380, height=180, bottom=10).axes(x_ticks=())
     for at in sorted(fans):
         xs = [at + i for i in range(h + 1)]
         for i in range(len(study.levels) // 2):
@@ -254,13 +254,15 @@ def _shares(study: Study) -> str:
         return ""
     at = [float(where) for where, _ in study.shares]
     tops = np.cumsum([share for _, share in study.shares], axis=1)
-    plot = Plot((at[0], at[-1]), (0.0, 1.0)).axes("ticks taken in", "share in the mix", y_format=percent)
+    plot = Plot((at[0], at[-1]), (0.0, 1.0), width=1080).axes(
+        "ticks taken in", "share in the mix", y_format=percent
+    )
     for i in range(experts.COUNT):
         floor = tops[:, i - 1].tolist() if i else [0.0] * len(at)
         plot.band(at, floor, tops[:, i].tolist(), f"e{i}")
     key = [(f"e{i}", name.replace("_", " ")) for i, name in enumerate(experts.NAMES)]
     return _figure(
-        "Whose word counted: the mean share of each expert", plot.svg("shares of the experts"), key
+        "Whose word counted: the mean share of each expert", plot.svg("shares of the experts"), key, "across"
     )
 
 
@@ -302,10 +304,11 @@ def _scores(score: Score) -> tuple[str, ...]:
     )
 
 
-def _figure(title: str, drawing: str, key: Iterable[tuple[str, str]] = ()) -> str:
+def _figure(title: str, drawing: str, key: Iterable[tuple[str, str]] = (), css: str = "") -> str:
     legend = "".join(f'<span class="key {css}">{escape(text)}</span>' for css, text in key)
     legend = f'<p class="legend">{legend}</p>' if legend else ""
-    return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}{legend}</figure>"
+    which = f' class="{css}"' if css else ""
+    return f"<figure{which}><figcaption>{escape(title)}</figcaption>{drawing}{legend}</figure>"
 
 
 def _table(head: Iterable[str], rows: Iterable[str]) -> str:
@@ -357,6 +360,7 @@ nav a { margin-right: 1rem; }
 .grid2 { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0.9rem; }
 .grid3 { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 0.9rem; }
 figure { margin: 0; padding: 0.8rem 0.9rem; min-width: 0; }
+.across { grid-column: 1 / -1; }
 figcaption { font-weight: 600; font-size: 0.9rem; margin-bottom: 0.4rem; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; }
 .ends { display: flex; justify-content: space-between; margin: 0; color: var(--soft); font-size: 0.75rem; }
