@@ -3,7 +3,8 @@
 Every level of every step ahead has an offset, in units of the running scale, that after each settled forecast takes a
 step towards the side on which the outcome fell: adaptive conformal inference in its quantile-tracking form
 (Angelopoulos, Candes, Tibshirani 2023, "Conformal PID control", arXiv:2307.16895, the P part), whose long-run coverage
-holds for any stream of bounded errors. Together the offsets move and widen the whole forecast, so a jump of level or
+holds for any stream of bounded errors. Offsets fade besides: what a correction has to hold against FADE shows as a
+miss of coverage of FADE / RATE times its size. Together they move and widen the whole forecast, so a jump of level or
 variance that the scale does not absorb is followed without a retrain.
 """
 

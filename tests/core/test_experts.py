@@ -1,0 +1,202 @@
+"""The experts against plain numpy; weights that find the better one; a mix hardly worse than the best."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from forecaster.core import experts, score
+from forecaster.core.experts import COUNT, LINEAR_FORGET, LINEAR_PRIOR, NAMES, REGRESSORS, Blend, Linear
+
+LEVELS = (0.1, 0.5, 0.9)
+HORIZON = 2
+
+
+def blend() -> Blend:
+    return Blend(*(x[None] for x in experts.newborn(HORIZON)))
+
+
+def test_holt_follows_a_line_with_a_damped_slope() -> None:
+    level, slope = 0.0, 0.0
+    found = jnp.zeros(1), jnp.zeros(1)
+    for n, value in enumerate((3.0, 5.0, 6.0, 9.0)):
+        found = experts.holt(*found, jnp.asarray([n]), jnp.asarray([value]))
+        if n == 0:
+            level, slope = value, 0.0
+            continue
+        new = experts.HOLT_LEVEL * value + (1 - experts.HOLT_LEVEL) * (level + experts.DAMPING * slope)
+        slope = experts.HOLT_SLOPE * (new - level) + (1 - experts.HOLT_SLOPE) * experts.DAMPING * slope
+        level = new
+    assert [float(x[0]) for x in found] == pytest.approx([level, slope])
+
+
+def test_experts_of_a_few_numbers_say_the_same_now_and_when_they_are_due() -> None:
+    lines = jnp.asarray([[1.0, 2.0, 3.0, 0.5, 0.25]])
+    now = experts.spread_lines(lines, HORIZON)
+    due = experts.spread_lines(jnp.repeat(lines[:, None], HORIZON, axis=1), HORIZON)
+    for mine, theirs in zip(now, due, strict=True):
+        np.testing.assert_allclose(mine, theirs)
+    damped = np.cumsum(experts.DAMPING ** np.arange(1, HORIZON + 1))
+    np.testing.assert_allclose(now[2][0], 3.0 + 0.5 * damped, rtol=1e-6)
+    np.testing.assert_allclose(now[3][0], 0.25 * np.arange(1, HORIZON + 1))
+
+
+def test_the_shape_of_errors_has_a_mean_absolute_value_of_one() -> None:
+    levels = tuple((np.arange(4000) + 0.5) / 4000)
+    assert np.abs(experts.shape(levels)).mean() == pytest.approx(1.0, abs=0.01)
+    assert experts.shape(LEVELS) == pytest.approx(-experts.shape(LEVELS)[::-1])
+
+
+# --- weights ---
+
+
+def replay(says: dict[str, float], steps: int = 600) -> tuple[Blend, list[float], dict[str, list[float]]]:
+    """Noise around 1.0; each named expert always says its number. The mix's loss, and each expert's alone."""
+    points = np.full((1, COUNT, HORIZON), np.nan, np.float32)
+    for name, value in says.items():
+        points[0, NAMES.index(name)] = value
+    given, settled = jnp.asarray(points), jnp.ones((1, HORIZON), bool)
+    q = jnp.asarray(LEVELS, jnp.float32)
+    silent = jnp.zeros((1, HORIZON, 3))
+
+    @jax.jit
+    def turn(state: Blend, actual: jax.Array, count: jax.Array) -> tuple[Blend, jax.Array, jax.Array]:
+        share = experts.weights(state, jnp.isfinite(given))
+        known = jnp.where(jnp.isfinite(given), given, 0.0)
+        published = experts.mix(known, silent, state, share, LEVELS)
+        loss = score.pinball_loss(published, actual, q).mean()
+        alone = known[..., None] + state.error[..., None] * jnp.asarray(experts.shape(LEVELS))
+        each = score.pinball_loss(alone, jnp.broadcast_to(actual[:, None], alone.shape[:-1]), q).mean((0, 2))
+        slope = score.below(published, actual) - q
+        state, _ = experts.settle(state, given, published, slope, settled, LEVELS)
+        return state._replace(error=experts.follow(state.error, given, actual, settled, count)), loss, each
+
+    state, losses, alone = blend(), [], {name: [] for name in says}
+    for n, actual in enumerate(1 + 0.5 * np.random.default_rng(2).normal(size=steps)):
+        state, loss, each = turn(state, jnp.full((1, HORIZON), actual, jnp.float32), jnp.asarray([n]))
+        losses.append(float(loss))
+        for name in says:
+            alone[name].append(float(each[NAMES.index(name)]))
+    return state, losses, alone
+
+
+def test_weight_moves_to_the_expert_that_is_right_and_the_mix_is_hardly_worse() -> None:
+    state, losses, alone = replay({"last_value": -1.0, "slow_mean": 1.0, "drift": 4.0})
+    awake = jnp.zeros((1, COUNT, HORIZON), bool)
+    for name in ("last_value", "slow_mean", "drift"):
+        awake = awake.at[:, NAMES.index(name)].set(True)
+    share = np.asarray(experts.weights(state, awake))[0, :, 0]
+    assert NAMES[int(share.argmax())] == "slow_mean"
+    assert share.argmax() == NAMES.index("slow_mean")
+    assert share[share.argmax()] > 0.8
+    late = slice(200, None)
+    best = min(np.mean(alone[name][late]) for name in alone)
+    assert np.mean(losses[late]) < 1.1 * best
+
+
+def test_weights_add_up_and_who_has_nothing_to_say_gets_none() -> None:
+    awake = jnp.ones((1, COUNT, HORIZON), bool).at[:, experts.NETWORK].set(False)
+    share = experts.weights(blend(), awake)
+    np.testing.assert_allclose(share.sum(1), 1.0, rtol=1e-6)
+    assert not share[:, experts.NETWORK].any()
+
+
+def test_an_expert_with_nothing_to_say_learns_nothing() -> None:
+    points = jnp.full((1, COUNT, HORIZON), jnp.nan).at[:, 1].set(0.5)
+    published, slope = jnp.zeros((1, HORIZON, 3)), jnp.full((1, HORIZON, 3), 0.3)
+    settled = jnp.asarray([[True, False]])
+    before = blend()
+    after, unit = experts.settle(before, points, published, slope, settled, LEVELS)
+    assert bool(jnp.isfinite(unit).all())
+    silent = [i for i in range(COUNT) if i != 1]
+    np.testing.assert_array_equal(after.regret[:, silent], before.regret[:, silent])
+    assert not np.array_equal(after.regret[:, 1, 0], before.regret[:, 1, 0])
+    error = experts.follow(before.error, points, jnp.ones((1, HORIZON)), settled, jnp.asarray([9]))
+    np.testing.assert_array_equal(error[:, silent], before.error[:, silent])
+
+
+def test_one_outlandish_outcome_does_not_blow_up_an_error() -> None:
+    points, settled = jnp.zeros((1, COUNT, HORIZON)), jnp.ones((1, HORIZON), bool)
+    error = experts.follow(blend().error, points, jnp.full((1, HORIZON), 1e30), settled, jnp.asarray([500]))
+    assert float(error.max()) <= 2 + experts.FAR * experts.ERROR_RATE * 2
+
+
+def test_the_mix_is_the_mean_of_quantiles_weighed() -> None:
+    rng = np.random.default_rng(0)
+    points = jnp.asarray(rng.normal(size=(1, COUNT, HORIZON)), jnp.float32)
+    network = jnp.asarray(np.sort(rng.normal(size=(1, HORIZON, 3))), jnp.float32)
+    share = jax.nn.softmax(jnp.asarray(rng.normal(size=(1, COUNT, HORIZON)), jnp.float32), axis=1)
+    state = blend()
+    found = experts.mix(points, network, state, share, LEVELS)
+    expected = np.zeros((HORIZON, 3))
+    for i in range(COUNT):
+        for h in range(HORIZON):
+            own = points[0, i, h] + state.error[0, i, h] * experts.shape(LEVELS)
+            expected[h] += float(share[0, i, h]) * np.asarray(network[0, h] if i == experts.NETWORK else own)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-5)
+
+
+# --- the linear expert ---
+
+
+def learned(xs: np.ndarray, ys: np.ndarray) -> Linear:
+    packed = experts.newborn_linear(1, ys.shape[1])
+    linear = Linear(packed[:, :, :REGRESSORS], packed[:, :, REGRESSORS:])
+    learn = jax.jit(experts.learn)
+    for x, y in zip(xs, ys, strict=True):
+        linear = learn(
+            linear,
+            jnp.asarray(x[None], jnp.float32),
+            jnp.asarray(y[None], jnp.float32),
+            jnp.asarray([1e9]),
+            jnp.asarray([True]),
+        )
+    return linear
+
+
+def test_it_learns_what_weighted_ridge_regression_finds() -> None:
+    """With every error trusted, recursion solves least squares with forgetting and a prior on the weights."""
+    rng = np.random.default_rng(4)
+    n = 60
+    xs = rng.normal(size=(n, REGRESSORS))
+    ys = xs @ rng.normal(size=(REGRESSORS, HORIZON)) + 0.1 * rng.normal(size=(n, HORIZON))
+    found = learned(xs, ys)
+    fade = LINEAR_FORGET ** np.arange(n - 1, -1, -1)
+    normal = (xs * fade[:, None]).T @ xs + LINEAR_FORGET**n / LINEAR_PRIOR * np.eye(REGRESSORS)
+    expected = np.linalg.solve(normal, (xs * fade[:, None]).T @ ys)
+    np.testing.assert_allclose(found.weights[0], expected, rtol=0.01, atol=0.01)
+    np.testing.assert_allclose(found.covariance[0], np.linalg.inv(normal), rtol=0.02, atol=1e-3)
+
+
+def test_a_spike_bends_the_weights_far_less_than_trust_would() -> None:
+    xs = np.random.default_rng(4).normal(size=(100, REGRESSORS))
+    linear = learned(xs, xs[:, :HORIZON])
+    x, spike = jnp.asarray(xs[:1], jnp.float32), jnp.full((1, HORIZON), 30.0)
+    bent = [
+        float(
+            jnp.abs(
+                experts.learn(linear, x, spike, jnp.asarray([usual]), jnp.asarray([True])).weights
+                - linear.weights
+            ).max()
+        )
+        for usual in (0.1, 1e9)
+    ]
+    assert bent[0] < 0.1 * bent[1]
+
+
+def test_nothing_is_learned_before_the_targets_are_known() -> None:
+    packed = experts.newborn_linear(1, HORIZON)
+    linear = Linear(packed[:, :, :REGRESSORS], packed[:, :, REGRESSORS:])
+    x = jnp.ones((1, REGRESSORS))
+    same = experts.learn(linear, x, jnp.ones((1, HORIZON)), jnp.asarray([1.0]), jnp.asarray([False]))
+    for mine, theirs in zip(linear, same, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    np.testing.assert_array_equal(experts.predict(linear, x), jnp.zeros((1, HORIZON)))
+
+
+def test_its_covariance_stays_bounded_when_inputs_say_nothing() -> None:
+    xs = np.zeros((3000, REGRESSORS))
+    xs[:, -1] = 0.25
+    linear = learned(xs, np.ones((3000, HORIZON)))
+    assert float(jnp.trace(linear.covariance[0])) <= 10 * REGRESSORS * LINEAR_PRIOR * 1.01
+    assert bool(jnp.isfinite(linear.weights).all())
