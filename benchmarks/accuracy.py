@@ -40,7 +40,7 @@ a folder of CSV files (`series,ts,value`), with a report to look at in `OUT`.
 NOTE = """\
 sQL: twice the pinball loss, mean over the levels 0.1 to 0.9, all steps ahead and all ticks, in units of the warm-up's
 mean absolute change, mean of the series. Relative: over the sQL of the last value with the quantiles of its last 500
-known errors. Coverage: edges count as inside; in brackets they count half. Training: seconds in retrains, all together.\
+known errors. Coverage: edges count as inside; in brackets they count half. Training: seconds in all retrains together.\
 """
 PEERS_NOTE = """\
 Relative sQL beside others', lower is better. Each is over the last value's on the same origins: ours are all ticks,

@@ -33,7 +33,7 @@ class Command(StrEnum):
     ROLL_BACK = "roll_back"
     """Let the version serve that did before, or the one named in `arguments`."""
     ANNOTATE = "annotate"
-    """Say that something happened at a time, for the people who read the graphs."""
+    """Leave a span of event time out of training: `series` ("": all), `start_s`, `end_s` in `arguments`."""
 
 
 class Request(msgspec.Struct, frozen=True, tag_field="kind", tag="request", kw_only=True):

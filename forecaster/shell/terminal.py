@@ -70,12 +70,12 @@ class Watch:
         self._bar.update(self._task, now=now, completed=done, total=total)
 
 
-COLUMNS = ("sQL", "last value", "relative", "MASE", "80 %", "60 %")
+COLUMNS = ("sQL", "last", "relative", "MASE", "80 %", "60 %")
 
 
 def scores_by_dataset(studies: Sequence[Study]) -> Table:
     """A row for each data set, and one for all of them."""
-    table = _table("data set", "series", "forecasts", *COLUMNS, "seconds")
+    table = _table("data set", "series", "forecasts", *COLUMNS, "s")
     for study in studies:
         score = study.scorer.overall()
         table.add_row(
@@ -88,7 +88,7 @@ def scores_by_dataset(studies: Sequence[Study]) -> Table:
     if len(studies) > 1:
         total = results.summary(studies)
         table.add_row(
-            "all (geometric mean)",
+            "geometric mean",
             *("", "", "", ""),
             *map(_cell, (total.relative_sql, math.nan, total.coverage_80, total.coverage_60)),
         )
@@ -104,7 +104,7 @@ def scores_by_horizon(study: Study) -> Table:
 
 
 def _table(first: str, *others: str) -> Table:
-    table = Table(first, box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(first, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table
