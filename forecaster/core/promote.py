@@ -11,9 +11,11 @@ from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
-from forecaster.core.history import Role, Slice, Span, find_periods, prepare
+from forecaster.core.features import SEASONS
+from forecaster.core.history import Examples, Role, Slice, Span, find_periods, prepare
 from forecaster.core.model import Model, ModelSpec
 from forecaster.core.spec import Spec
 from forecaster.core.train import (
@@ -118,15 +120,24 @@ def retrain(
     if serving is not None and not serving.version:
         serving = None
     periods = find_periods(history, spec)
+    comparable = serving is not None and _comparable(serving, shape)
+    if serving is not None and comparable:
+        periods = in_place(periods, np.asarray(serving.periods))
     examples = prepare(history, spec, shape, periods, spans, spec.seed)
     fitted = fit(examples, periods, spec, shape, serving, progress)
     if isinstance(fitted, Failure):
         return fitted
-    comparable = serving is not None and _comparable(serving, shape)
+
+    def seen_by(serving: Model) -> Examples:
+        """The same origins, with the inputs that the serving model would have had itself."""
+        theirs = np.asarray(serving.periods)
+        same = np.array_equal(theirs, periods)
+        return examples if same else prepare(history, spec, shape, theirs, spans, spec.seed)
+
     losses = Losses(
         candidate=holdout_loss(fitted.model, examples, spec),
         last_value=last_value_loss(examples, spec, shape),
-        serving=_serving_loss(serving, history, spec, shape, spans) if serving and comparable else None,
+        serving=holdout_loss(serving, seen_by(serving), spec) if serving and comparable else None,
     )
     origins = {role.name.lower(): examples.count(role) for role in (Role.TRAIN, Role.HOLDOUT)}
     decision = decide(
@@ -137,12 +148,19 @@ def retrain(
 
 def _comparable(serving: Model, shape: ModelSpec) -> bool:
     same = (serving.spec.horizon, serving.spec.levels) == (shape.horizon, shape.levels)
-    return same and fits(serving, serving.spec)
+    return same and fits(serving, serving.spec) and np.shape(serving.periods) == (SEASONS,)
 
 
-def _serving_loss(
-    serving: Model, history: Sequence[Slice], spec: TrainSpec, shape: ModelSpec, spans: Sequence[Span]
-) -> float:
-    """The serving model on the candidate's origins, with the inputs that it would have had itself."""
-    examples = prepare(history, spec, shape, np.asarray(serving.periods), spans, spec.seed)
-    return holdout_loss(serving, examples, spec)
+def in_place(found: NDArray[np.int32], before: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The same seasons, those that the serving model knows too in the places where it has them.
+
+    Every series keeps scores of its seasons by place; so a swap does not void those that stay.
+
+    >>> in_place(np.array([168, 24, 48, 0], np.int32), np.array([24, 12, 168, 0], np.int32)).tolist()
+    [24, 48, 168, 0]
+    """
+    placed = np.where(np.isin(before, found), before, 0)
+    new = found[(found > 0) & ~np.isin(found, before)]
+    free = np.flatnonzero(placed == 0)[: len(new)]
+    placed[free] = new[: len(free)]
+    return placed.astype(np.int32)

@@ -9,7 +9,7 @@ import pytest
 from forecaster.core import model
 from forecaster.core.history import Slice, Span
 from forecaster.core.model import Card, Model, ModelSpec, untrained
-from forecaster.core.promote import Losses, PromoteSpec, Reason, Retrained, decide, retrain
+from forecaster.core.promote import Losses, PromoteSpec, Reason, Retrained, decide, in_place, retrain
 from forecaster.core.train import Failure, TrainSpec
 
 SPEC = PromoteSpec(margin_ratio=0.01)
@@ -141,3 +141,21 @@ def test_an_empty_log_or_one_that_is_left_out_gives_no_data() -> None:
     assert retrain([], TRAIN, SHAPE) is Failure.NO_DATA
     assert retrain(walks(steps=10, series=1), TRAIN, SHAPE) is Failure.NO_DATA
     assert retrain(sines(), TRAIN, SHAPE, spans=[Span("", 0.0, 1e12)]) is Failure.NO_DATA
+
+
+@pytest.mark.parametrize(
+    ("found", "before", "expected"),
+    [
+        ([168, 24, 0], [24, 12, 0], [24, 168, 0]),
+        ([7, 0, 0], [0, 0, 0], [7, 0, 0]),
+        ([0, 0, 0], [24, 12, 5], [0, 0, 0]),
+        ([1, 2, 3], [3, 1, 2], [3, 1, 2]),
+        ([5, 7, 9], [7, 7, 7], [7, 7, 7]),  # what came in broken goes out within bounds
+    ],
+)
+def test_seasons_that_stay_keep_their_places(
+    found: list[int], before: list[int], expected: list[int]
+) -> None:
+    placed = in_place(np.array(found, np.int32), np.array(before, np.int32))
+    assert placed.tolist() == expected
+    assert placed.dtype == np.int32
