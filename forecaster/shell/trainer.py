@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -269,7 +270,8 @@ class _Topics:
         """Write the model, then that it serves; then remove the oldest."""
         self._models.publish(to_stored(model))
         self._models.serve(model.version, reason)
-        self._models.prune(self._job.keep)
+        with suppress(ForecasterError):  # it serves already; the next one prunes too
+            self._models.prune(self._job.keep)
 
 
 class _Files:
