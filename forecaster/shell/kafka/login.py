@@ -3,7 +3,7 @@
 A broker that refuses a password says so and closes the connection at once. The library throws away what
 came just before the end of a connection, and what it learns while a connection ends; so it sees a lost
 connection, and tries again for ever. Here both are kept, and the refusal is raised. Below INFO the library
-logs whole requests, bytes and all; the one that logs in carries the password, so these are not logged.
+logs settings and requests, bytes and all, with the password in them; these loggers are cut off at INFO.
 """
 
 import logging
@@ -18,15 +18,15 @@ REFUSALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, Illega
 """Errors that mean that credentials or the way to present them are refused."""
 
 
-class _NoRequests(logging.Filter):
+class _NoPasswords(logging.Filter):
     """Only what is INFO or above."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno >= logging.INFO
 
 
-for _name in ("kafka.net.connection", "kafka.protocol.parser"):
-    logging.getLogger(_name).addFilter(_NoRequests())
+for _name in ("kafka.net.connection", "kafka.protocol.parser", "kafka.admin.client"):
+    logging.getLogger(_name).addFilter(_NoPasswords())
 
 
 class _Manager(KafkaConnectionManager):
