@@ -13,9 +13,14 @@ Format = Callable[[float], str]
 
 def short(value: float) -> str:
     """A number as an axis shows it."""
-    if abs(value) >= 10_000:
-        return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
-    return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
+    text = (
+        f"{value / 1e6:g}M"
+        if abs(value) >= 1e6
+        else f"{value:,.0f}"
+        if abs(value) >= 1000
+        else f"{value:.6g}"
+    )
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def percent(value: float) -> str:

@@ -16,7 +16,7 @@ from forecaster.core import experts
 from forecaster.shell import results
 from forecaster.shell.charts import Plot, percent, short, span
 from forecaster.shell.evaluate import Origin, Study
-from forecaster.shell.scoring import Score
+from forecaster.shell.scoring import Moment, Score
 
 BINS = 40  # points of a curve over time
 MOST_SERIES = 400  # rows of the table by series
@@ -45,10 +45,10 @@ def _lead(studies: Sequence[Study]) -> str:
     sets = f"{len(studies)} data sets" if len(studies) > 1 else "one data set"
     total = results.summary(studies)
     gain = 1 - total.relative_sql
-    than = f"{percent(abs(gain))} {'less' if gain >= 0 else 'more'} loss than the last value"
+    than = f"{_share(abs(gain))} {'less' if gain >= 0 else 'more'} loss than the last value"
     return (
         f'<p class="lead">{forecasts:,} forecasts on {sets}: <strong>{than}</strong>; the 80 % interval held '
-        f"<strong>{percent(total.coverage_80)}</strong> of what came.</p>\n"
+        f"<strong>{_share(total.coverage_80)}</strong> of what came.</p>\n"
     )
 
 
@@ -75,7 +75,7 @@ def _overview(studies: Sequence[Study]) -> str:
         rows.append(_row(name, *cells, f"{kept} of {len(study.verdicts)} kept", f"{study.seconds:.0f}"))
     if len(studies) > 1:
         total = results.summary(studies)
-        means = (_number(total.relative_sql), "", percent(total.coverage_80), percent(total.coverage_60))
+        means = (_number(total.relative_sql), "", _share(total.coverage_80), _share(total.coverage_60))
         rows.append(_row("<em>geometric mean; mean coverage</em>", "", "", "", "", *means, "", ""))
     return _table(head, rows) + (
         '<p class="note">sQL: twice the pinball loss, mean over levels and steps, in units of a series\u2019 mean '
@@ -90,17 +90,17 @@ def _overview(studies: Sequence[Study]) -> str:
 def _dataset(study: Study) -> str:
     score = study.scorer.overall()
     cards = (
-        ("skill", percent(score.skill), "less loss than the last value"),
+        ("skill", _share(score.skill), "of the last value\u2019s loss is saved"),
         ("sQL", _number(score.sql), f"last value {_number(score.last_sql)}"),
         (
             "80 % interval",
-            percent(score.coverage_80),
-            f"{percent(score.coverage_80_ties_half)} with edges half",
+            _share(score.coverage_80),
+            f"{_share(score.coverage_80_ties_half)} with edges half",
         ),
         (
             "60 % interval",
-            percent(score.coverage_60),
-            f"{percent(score.coverage_60_ties_half)} with edges half",
+            _share(score.coverage_60),
+            f"{_share(score.coverage_60_ties_half)} with edges half",
         ),
     )
     shown = "".join(
@@ -218,8 +218,7 @@ def _reliability(study: Study) -> str:
 
 def _over_time(study: Study) -> str:
     moments = [m for m in study.scorer.moments if m.forecasts]
-    groups = [g for g in np.array_split(np.arange(len(moments)), min(BINS, len(moments))) if len(g)]
-    picked = [[moments[i] for i in group] for group in groups]
+    picked = _bins(moments)
     at = [float(group[-1].at) for group in picked]
     count = [sum(m.forecasts for m in group) for group in picked]
     x = (min(at), max(at))
@@ -247,6 +246,19 @@ def _over_time(study: Study) -> str:
         + _figure("Skill against the last value", skill.svg("skill over time"), marks)
         + _shares(study)
     )
+
+
+def _bins(moments: Sequence[Moment]) -> list[list[Moment]]:
+    """At most BINS groups of neighbours, none of which has much fewer forecasts than the others."""
+    least = sum(m.forecasts for m in moments) / BINS
+    groups: list[list[Moment]] = [[]]
+    for moment in moments:
+        if sum(m.forecasts for m in groups[-1]) >= least:
+            groups.append([])
+        groups[-1].append(moment)
+    if len(groups) > 1 and sum(m.forecasts for m in groups[-1]) < sum(m.forecasts for m in groups[-2]) / 2:
+        groups[-2] += groups.pop()
+    return groups
 
 
 def _shares(study: Study) -> str:
@@ -299,8 +311,8 @@ def _scores(score: Score) -> tuple[str, ...]:
         _number(score.last_sql),
         _number(score.relative_sql),
         _number(score.mase),
-        percent(score.coverage_80),
-        percent(score.coverage_60),
+        _share(score.coverage_80),
+        _share(score.coverage_60),
     )
 
 
@@ -322,6 +334,10 @@ def _row(*cells: str) -> str:
 
 def _number(value: float | None) -> str:
     return "\N{EN DASH}" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%" if math.isfinite(value) else "\N{EN DASH}"
 
 
 def _anchor(study: Study) -> str:
@@ -358,7 +374,7 @@ nav a { margin-right: 1rem; }
 .card { padding: 0.8rem 1rem; } .card span, .card small { color: var(--soft); display: block; }
 .card strong { font-size: 1.6rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 .grid2 { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0.9rem; }
-.grid3 { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 0.9rem; }
+.grid3 { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 0.9rem; }
 figure { margin: 0; padding: 0.8rem 0.9rem; min-width: 0; }
 .across { grid-column: 1 / -1; }
 figcaption { font-weight: 600; font-size: 0.9rem; margin-bottom: 0.4rem; overflow-wrap: anywhere; }
