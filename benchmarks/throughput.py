@@ -119,7 +119,7 @@ def growth(kafka: KafkaSpec, topic: str, count: int, child: Child, *, may_end: b
             if not (may_end and child.exit_code == 0):
                 check(child)
             if now_s > deadline_s:
-                raise TimeoutError(f"{there:,} of {count:,} answers after {LIMIT_S:g} s")
+                raise TimeoutError(f"{there:,} of {count:,} answers after {LIMIT_S:g} s:\n{child.tail()}")
             time.sleep(SAMPLE_S)
     finally:
         log.close()
