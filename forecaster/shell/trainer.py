@@ -332,7 +332,7 @@ def _die_with_parent() -> None:
 
 
 def _exit_at_end_of_input() -> None:
-    while sys.stdin.buffer.read(1):
+    while os.read(0, 4096):  # not sys.stdin: its lock, held here, would abort a normal exit
         pass
     os._exit(1)
 
