@@ -78,8 +78,8 @@ def pack(running: Running) -> Float[Array, "batch packed"]:
 
 def unpack(packed: Float[Array, "batch packed"]) -> Running:
     """The inverse of `pack`."""
-    scalars = (packed[:, i] for i in range(SCALARS))
-    return Running(*scalars, packed[:, SCALARS : SCALARS + len(MEANS)], packed[:, SCALARS + len(MEANS) :])
+    means = SCALARS + len(MEANS)
+    return Running(*[packed[:, i] for i in range(SCALARS)] + [packed[:, SCALARS:means], packed[:, means:]])
 
 
 def newborn(scale: Float[Array, " batch"]) -> Running:

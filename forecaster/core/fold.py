@@ -25,7 +25,9 @@ from forecaster.core.table import Index, Series, SeriesSpec
 from forecaster.core.tick import Outcome, Tick
 
 BATCH = 512  # series of a large batch
-QUICK = {"xla_backend_optimization_level": 1}  # compiles a quarter faster than the default, and runs as fast
+QUICK: Any = {
+    "xla_backend_optimization_level": 1
+}  # compiles a quarter faster than the default, and runs as fast
 PLANT = 64  # newborn series a batch
 REWARM = 64  # series whose carry is warmed up at once
 HOT = 6  # steps of one series in a batch from which they run inside one program
@@ -196,7 +198,7 @@ class Fold:
         offset = np.empty((n, h, levels), np.float32)
         scale, anomaly = np.empty(n, np.float32), np.empty(n, np.float32)
         status = np.empty(n, np.int32)
-        totals = [np.zeros(h)] * 4 + [np.zeros((h, levels))]
+        totals: list[Any] = [np.zeros(h)] * 4 + [np.zeros((h, levels))]
 
         def collect(at: np.ndarray, where: Any, forecasts: Forecasts, scores: Scores) -> None:
             offset[at], scale[at] = np.asarray(forecasts.offset)[where], np.asarray(forecasts.scale)[where]
@@ -293,18 +295,19 @@ class Fold:
             some = newborn[start : start + PLANT]
             lenders = [self._loans[p] for p in work.partition[some].tolist()]
             lenders += lenders[:1] * (PLANT - len(some))
-            loan = Loan(*(np.stack(column) for column in zip(*lenders, strict=True)))
+            columns: list[Any] = [np.stack(column) for column in zip(*lenders, strict=True)]
             base = np.zeros(PLANT, np.float32)
             base[: len(some)] = work.base[some]
             idx = self._padded(work.row[some], PLANT)
-            self.rows = self._program("plant", PLANT)(self.rows, idx, base, loan)
+            self.rows = self._program("plant", PLANT)(self.rows, idx, base, Loan(*columns))
         self._swap_of_row[work.row[newborn]] = self.swaps
 
     def _renew_loan(self, partition: int, rows: np.ndarray) -> None:
         """Make the loan of a partition anew where its log has come to a multiple of LOAN_EVERY: a replay does too."""
         valid = np.arange(LENDERS) < len(rows)
         loan = self._program("lend", LENDERS)(self.rows, self._padded(rows, LENDERS), valid)
-        self._loans[partition] = Loan(*(np.asarray(x) for x in loan))
+        columns: list[Any] = [np.asarray(column) for column in loan]
+        self._loans[partition] = Loan(*columns)
 
     def drop(self, partition: int) -> int:
         """Forget a partition that moved away; how many series that were."""
@@ -368,8 +371,9 @@ class Fold:
         table_rows = self.index.spec.max_series
         rows = result(lambda: table.empty(fold.layout(spec), table_rows))
         serving = result(lambda: _serving(untrained(spec)))
-        idx, number = jax.ShapeDtypeStruct((size,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-        real, flag = jax.ShapeDtypeStruct((size,), jnp.float32), jax.ShapeDtypeStruct((size,), jnp.bool_)
+        kinds = jnp.int32, jnp.float32, jnp.bool_
+        idx, real, flag = (result(partial(jnp.zeros, size, kind)) for kind in kinds)
+        number = result(partial(jnp.zeros, (), jnp.int32))
         steps = Steps(real, real, real, flag, flag)
         advance, rewarm = partial(fold.advance, spec), partial(fold.rewarm, spec)
         rounds, lend = partial(fold.advance_rounds, spec), partial(fold.lend, spec)
@@ -433,7 +437,7 @@ class _Work:
         return self._fill(at, cell, shape)
 
     def _fill(self, at: np.ndarray, where: Any, shape: tuple[int, ...]) -> Steps:
-        def spread(values: np.ndarray) -> np.ndarray:
+        def spread(values: np.ndarray) -> Any:
             out = np.zeros(shape, values.dtype)
             out[where] = values
             return out

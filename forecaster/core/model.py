@@ -128,7 +128,8 @@ def _network(spec: ModelSpec, params: Params) -> Network:
         (tuple(int(part) if part.isdigit() else part for part in name.split(".")), p)
         for name, p in params.items()
     )
-    return nnx.merge(_graph(spec), nnx.from_flat_state({path: nnx.Param(p) for path, p in paths}))
+    graph = _graph(spec)  # pyright: ignore[reportArgumentType] - a spec is frozen, hence hashable
+    return nnx.merge(graph, nnx.from_flat_state({path: nnx.Param(p) for path, p in paths}))
 
 
 def init(spec: ModelSpec, seed: int) -> Params:
@@ -248,7 +249,8 @@ def head(
     candidates = features.candidates(known, spec.horizon)
     blended = (net.gate(hidden).reshape(candidates.shape) * candidates).sum(-2)
     drawn = (hidden @ net.out.kernel.get_value()).reshape(shape) + (net.skip(seen) + blended)[..., None]
-    start = net.out.bias.get_value().reshape(shape[-2:])
+    bias: Any = net.out.bias
+    start = bias.get_value().reshape(shape[-2:])
     return features.unsquash(drawn * net.norm.out.get_value()[:, None] + start)
 
 

@@ -17,7 +17,7 @@ CAP = 1e3  # scales: a series that leaves a constant level has next to none yet,
 class Scores(NamedTuple):
     """Sums over the forecasts that one batch settled."""
 
-    count: Float[Array, " horizon"]  # forecasts settled
+    count: Float[Array, " horizon"]  # pyright: ignore[reportIncompatibleMethodOverride] - forecasts settled
     error: Float[Array, " horizon"]  # absolute error of the median, in scales
     last_error: Float[Array, " horizon"]  # absolute error of the last value, in scales
     pinball: Float[Array, " horizon"]  # pinball loss, mean over levels, in scales

@@ -59,7 +59,7 @@ class Rows(NamedTuple):
               it is read at step n + h, and replaced in the same step by the forecast made there
     """
 
-    count: Array  # int32 (row,), steps seen
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride] - int32 (row,), steps seen
     base: Array  # float32 (row,), what `value` is relative to
     value: Array  # ring, float32 (row, memory)
     scale: Array  # ring, float16 (row, context), logarithm of the running scale over the newest one
