@@ -127,7 +127,8 @@ def _fan_key(study: Study) -> str:
     return (
         '<p class="note">The last steps of a few series. Every '
         f"{study.horizon} steps one fan: the forecast for the next {study.horizon} made there, its median and its "
-        f"quantiles from {outer}. The dark line is what came; beyond its end nothing has come yet.</p>"
+        f"quantiles from {outer}. The line through all of them is what came; "
+        "beyond its end nothing has come yet.</p>"
     )
 
 

@@ -20,6 +20,8 @@ from forecaster.shell.backtest import Part, Verdict, ordered
 from forecaster.shell.evaluate import Event, Study, check_names, evaluate, forecasts_path
 from forecaster.shell.kafka import Record
 
+pytestmark = pytest.mark.timeout(300)  # the first to run compiles a training and a fold
+
 CONFIG = Config.model_validate(
     {
         "model": {"hidden": 8, "horizon": 3, "levels": [0.1, 0.5, 0.9], "context_length": 16, "warm_up": 4},
