@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -51,18 +50,24 @@ def waves(steps: int = STEPS, names: Sequence[str] = NAMES) -> str:
     return "series,ts,value\n" + "\n".join(rows) + "\n"
 
 
-@cache
-def small_run() -> tuple[Study, list[Event], Path]:
+class Run(NamedTuple):
+    """A file, and what came of it."""
+
+    ticks: Path
+    forecasts: Path
+    study: Study
+    events: list[Event]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run once, looked at by many."""
-    folder = Path(mkdtemp(prefix="forecaster-backtest-"))
+    folder = tmp_path_factory.mktemp("backtest")
     path = folder / "waves.csv"
     path.write_text(waves(), encoding="utf-8")
     events: list[Event] = []
-    return (
-        evaluate(path, CONFIG, 0.6, folder / "out", events.append),
-        events,
-        forecasts_path(folder / "out", path),
-    )
+    study = evaluate(path, CONFIG, 0.6, folder / "out", events.append)
+    return Run(path, forecasts_path(folder / "out", path), study, events)
 
 
 def record(series: str, at_s: float) -> Record:
@@ -83,8 +88,8 @@ def test_warm_ups_come_first_and_order_is_kept() -> None:
     assert ordered(merged, 0.0)[1] == 0
 
 
-def test_everything_is_forecast_once_from_the_last_tick_of_the_warm_up_on() -> None:
-    study, _, path = small_run()
+def test_everything_is_forecast_once_from_the_last_tick_of_the_warm_up_on(run: Run) -> None:
+    study, path = run.study, run.forecasts
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(lines) == len(NAMES) * STREAMED
     issued = [line["issued_at"] for line in lines if line["series"] == "a"]
@@ -102,10 +107,10 @@ def test_everything_is_forecast_once_from_the_last_tick_of_the_warm_up_on() -> N
     assert study.statuses == {"ok": len(lines), "cold": 0, "warming": 0, "fallback": 0}
 
 
-def test_scores_are_those_of_the_forecasts_on_disk() -> None:
-    study, _, path = small_run()
+def test_scores_are_those_of_the_forecasts_on_disk(run: Run) -> None:
+    study, path = run.study, run.forecasts
     values = {name: [] for name in NAMES}
-    for row in (path.parent.parent / "waves.csv").read_text(encoding="utf-8").splitlines()[1:]:
+    for row in run.ticks.read_text(encoding="utf-8").splitlines()[1:]:
         name, _, value = row.split(",")
         values[name].append(float(value))
     errors: dict[str, list[float]] = {name: [] for name in NAMES}
@@ -123,8 +128,8 @@ def test_scores_are_those_of_the_forecasts_on_disk() -> None:
     assert study.scorer.overall().skill > 0.2
 
 
-def test_the_first_retrain_is_after_the_warm_up_and_every_record_is_told_of() -> None:
-    study, events, _ = small_run()
+def test_the_first_retrain_is_after_the_warm_up_and_every_record_is_told_of(run: Run) -> None:
+    study, events = run.study, run.events
     (verdict,) = study.verdicts
     assert verdict.offset == len(NAMES) * (STEPS - STREAMED)
     assert isinstance(verdict.decision, Decision)
@@ -169,8 +174,8 @@ def test_retrains_come_as_configured(
     assert [event.offset for event in events if isinstance(event, Verdict)] == starts
 
 
-def test_the_shares_of_the_experts_are_noted_now_and_then() -> None:
-    study, _, _ = small_run()
+def test_the_shares_of_the_experts_are_noted_now_and_then(run: Run) -> None:
+    study = run.study
     assert study.shares
     for at, share in study.shares:
         assert at <= study.records
