@@ -9,7 +9,7 @@ import argparse
 import uuid
 from typing import Any
 
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from forecaster.shell.kafka.client import common_settings, member_settings, writer_settings
 from forecaster.shell.kafka.spec import KafkaSpec
@@ -43,7 +43,10 @@ def main() -> None:
     writer = common_settings(kafka)
     if arguments.ours:
         reader, writer = member_settings(kafka), writer_settings(kafka)
-    consumer = KafkaConsumer(arguments.ticks, **reader | {"auto_offset_reset": "earliest"})
+    consumer = KafkaConsumer(**reader | {"auto_offset_reset": "earliest"})
+    # Not subscribed: the library alone does not always get through a join, and joining is not what is timed.
+    partitions = consumer.partitions_for_topic(arguments.ticks)
+    consumer.assign([TopicPartition(arguments.ticks, partition) for partition in partitions])
     producer = KafkaProducer(**writer)
     loop(consumer, producer, arguments.answers, arguments.bytes, arguments.count)
     producer.close()
