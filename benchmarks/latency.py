@@ -22,6 +22,8 @@ from forecaster.shell.kafka.client import reader_settings
 from forecaster.shell.kafka.spec import KafkaSpec
 
 RATE, SERIES, HORIZON = 1_000, 1_000, 12
+FULL = 60.0, 25.0, 150_000  # seconds of a window, seconds of a fit, ticks to train on
+QUICK = 30.0, 12.0, 20_000
 SETTLE_S = 8.0  # of the steady rate, before anything is timed
 CATCH_UP_S = 90.0
 NEVER = 1_000_000
@@ -101,7 +103,7 @@ class Window:
 
 def run(quick: bool) -> Iterator[Row]:
     """p50 and p99 in the minute before a retrain, and during it."""
-    window_s, fit_s, history = (30.0, 12.0, 20_000) if quick else (60.0, 25.0, 150_000)
+    window_s, fit_s, history = QUICK if quick else FULL
     sections: Sections = {
         "model": {"horizon": HORIZON, "levels": LEVELS},
         # A fit that only time ends: its length is what the measurement needs.
