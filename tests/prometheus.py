@@ -41,6 +41,12 @@ class Prometheus:
             return [float(data["result"][1])]
         return [float(sample["value"][1]) for sample in data["result"]]
 
+    def firing(self, *severities: str) -> set[str]:
+        """Names of the alerts of these severities that fire now."""
+        alerts = self._client.get("/api/v1/alerts").json()["data"]["alerts"]
+        found = [alert["labels"] for alert in alerts if alert["state"] == "firing"]
+        return {labels["alertname"] for labels in found if labels["severity"] in severities}
+
 
 @contextmanager
 def scraping(target_port: int, folder: Path) -> Iterator[Prometheus]:

