@@ -17,7 +17,7 @@ def run(quick: bool) -> Iterator[Row]:
         for promise in PROMISES:
             scenario = SCENARIOS[0]._replace(name=promise.replace("_", "-"))
             topics = written(stage, scenario, count)
-            rates[promise], _ = daemon_rate(stage, scenario.name, topics, count, scenario.series, promise)
+            rates[promise], _ = daemon_rate(stage, scenario.name, topics, count, promise)
             yield Row(f"daemon, {promise}", rates[promise], "ticks/s", f"{scenario.what}, {count:,} ticks")
     yield Row(
         "exactly_once / at_least_once", rates["exactly_once"] / rates["at_least_once"], "", "both of this run"

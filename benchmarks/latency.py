@@ -15,7 +15,7 @@ from kafka import KafkaConsumer
 
 from benchmarks import load
 from benchmarks.report import Row
-from benchmarks.stage import LEVELS, NO_TRAINING, Daemon, Sections, Stage, check, until
+from benchmarks.stage import LEVELS, NO_TRAINING, ROWS, Daemon, Sections, Stage, check, until
 from forecaster.core.model import ModelSpec
 from forecaster.demo.figures import Scrape, bucket_quantile
 from forecaster.shell.kafka.client import reader_settings
@@ -157,7 +157,7 @@ def run(quick: bool) -> Iterator[Row]:
         "",
         "",
     )
-    yield Row("daemon's resident memory", memory_mb, "MiB", f"{SERIES:,} series, room for 10,000")
+    yield Row("daemon's resident memory", memory_mb, "MiB", f"{SERIES:,} series, room for {ROWS:,}")
 
 
 def _retrain(daemon: Daemon, most_s: float) -> Window:

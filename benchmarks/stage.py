@@ -33,6 +33,7 @@ from tests.apache_kafka import Cluster
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)
 READY_S = 150.0
 PARTITIONS = 4
+ROWS = 20_000  # of every table, so that all daemons run the same programs
 ROLES = ("ticks", "predictions", "dead_letters", "control", "models", "state")
 
 Sections = dict[str, dict[str, object]]
@@ -102,6 +103,7 @@ class Stage:
             "kafka": {"bootstrap_servers": self.kafka.bootstrap_servers, "group_id": name},
             "topics": {role: getattr(topics, role) for role in ROLES},
             "http": {"port": port},
+            "series": {"max_series": ROWS},
         }
         for section, keys in sections.items():
             config[section] = config.get(section, {}) | keys

@@ -47,7 +47,7 @@ def run(quick: bool) -> Iterator[Row]:
     with Stage() as stage:
         for scenario in SCENARIOS:
             topics = written(stage, scenario, count)
-            rate, size = daemon_rate(stage, scenario.name, topics, count, scenario.series)
+            rate, size = daemon_rate(stage, scenario.name, topics, count)
             bare = {
                 whose: bare_rate(
                     stage, f"{scenario.name}-bare-{whose}", topics, size, count, ours=whose == "ours"
@@ -76,14 +76,14 @@ def written(stage: Stage, scenario: Scenario, count: int) -> TopicsSpec:
 
 
 def daemon_rate(
-    stage: Stage, name: str, topics: TopicsSpec, count: int, series: int, delivery: str = "at_least_once"
+    stage: Stage, name: str, topics: TopicsSpec, count: int, delivery: str = "at_least_once"
 ) -> tuple[float, int]:
     """Ticks that the daemon answers in a second; mean size of an answer."""
     stage.publish_network(topics, ModelSpec(horizon=HORIZON, levels=LEVELS))
+    promise = {"delivery": delivery} | ({"transactional_id": name} if delivery == "exactly_once" else {})
     sections: Sections = {
-        "kafka": {"delivery": delivery},
+        "kafka": promise,
         "model": {"horizon": HORIZON, "levels": LEVELS},
-        "series": {"max_series": max(10_000, 2 * series)},
         "training": NO_TRAINING,
     }
     with stage.daemon(name, topics, sections) as daemon:
@@ -107,15 +107,15 @@ def growth(kafka: KafkaSpec, topic: str, count: int, child: Child, *, may_end: b
     """Messages a second, from a tenth of `count` on the topic to all of them."""
     log = Log(kafka)
     deadline_s = time.monotonic() + LIMIT_S
-    first: tuple[float, int] | None = None
+    first_s, first = time.monotonic(), 0
     try:
         while True:
             there = sum(ends(log, topic).values())
             now_s = time.monotonic()
             if there >= count:
-                return (there - first[1]) / (now_s - first[0]) if first else count / SAMPLE_S
-            if first is None and there >= WARM_UP * count:
-                first = now_s, there
+                return (there - first) / (now_s - first_s)
+            if first < WARM_UP * count:  # still warming up: the last look before all would be there counts
+                first_s, first = now_s, there
             if not (may_end and child.exit_code == 0):
                 check(child)
             if now_s > deadline_s:
