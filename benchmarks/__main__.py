@@ -22,8 +22,8 @@ NAMES = {
     "encode": "Messages",
     "startup": "From start to ready",
     "throughput": "Through a backlog on Apache Kafka",
-    "delivery": "Delivery promises",
     "latency": "At 1,000 ticks/s on Apache Kafka",
+    "delivery": "Delivery promises",
 }
 LIMIT_S = 470
 RESULTS = Path(__file__).parent / "results"
