@@ -1,0 +1,109 @@
+"""One step of the fold: padding and rows that take no part change nothing; what newborn series are lent."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from forecaster.core import advance, table
+from forecaster.core.advance import MATURE, Loan, Steps
+from forecaster.core.fold import Fold
+from tests.folds import ROWS, SPEC, make_fold, make_model, merged, play, walk
+
+ADVANCE = jax.jit(partial(advance.advance, SPEC))
+LEND = jax.jit(partial(advance.lend, SPEC))
+
+
+def grown(steps: int = 50) -> Fold:
+    fold = make_fold()
+    fold.swap(make_model())
+    play(fold, merged(*(walk(f"s{i}", steps, i, 100.0 * (i + 1)) for i in range(3))))
+    return fold
+
+
+def steps(values: list[float], valid: list[bool]) -> Steps:
+    n = len(values)
+    real, yes = jnp.full(n, 5.0), jnp.ones(n, bool)
+    return Steps(jnp.asarray(values, jnp.float32), real, 0.1 * real, yes, jnp.asarray(valid))
+
+
+def test_padding_changes_neither_forecasts_nor_scores_nor_the_table() -> None:
+    fold = grown()
+    bare = ADVANCE(fold._serving, fold.rows, jnp.asarray([2, 0]), steps([1.0, 2.0], [True, True]))
+    idx = jnp.asarray([2, 0, ROWS, ROWS, ROWS])
+    padded = ADVANCE(
+        fold._serving, fold.rows, idx, steps([1.0, 2.0, 9.0, -9.0, 1e9], [True, True] + 3 * [False])
+    )
+    for mine, theirs in zip(bare[1], padded[1], strict=True):
+        np.testing.assert_allclose(mine, theirs[:2], rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(bare[2], padded[2], strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+    after = table.write(fold.rows, idx, padded[0])
+    others = np.asarray([1, *range(3, ROWS)])
+    for before, now in zip(fold.rows, after, strict=True):
+        np.testing.assert_array_equal(before[others], now[others])
+    assert after.count[np.asarray([0, 2])].tolist() == (fold.rows.count[np.asarray([0, 2])] + 1).tolist()
+
+
+def test_a_round_without_a_step_leaves_its_row_alone() -> None:
+    """Three rounds of two series, of which the second has a step in the middle one only."""
+    fold = grown()
+    idx = jnp.asarray([0, 1])
+    valid = [[True, False], [True, True], [True, False]]
+    rounds = [steps([1.0 + r, 2.0], valid[r]) for r in range(3)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *rounds)
+    local, forecasts, scores = jax.jit(partial(advance.advance_rounds, SPEC))(
+        fold._serving, fold.rows, idx, stacked, jnp.int32(3)
+    )
+    rows, count = fold.rows, 0.0
+    for r in range(3):
+        some = np.flatnonzero(valid[r])
+        changes, told, settled = ADVANCE(
+            fold._serving, rows, idx[some], jax.tree.map(lambda x, s=some: x[s], rounds[r])
+        )
+        rows = table.write(rows, idx[some], changes)
+        count += float(settled.count[0])
+        np.testing.assert_allclose(forecasts.offset[r][some], told.offset, rtol=2e-3, atol=1e-4)
+    for mine, theirs in zip(local, table.take(rows, idx), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(mine, np.float32), np.asarray(theirs, np.float32), rtol=5e-3, atol=5e-3
+        )
+    assert float(scores.count[0]) == count == 4.0
+
+
+def test_a_loan_is_the_mean_of_what_the_grown_up_know() -> None:
+    fold = grown(MATURE + 5)
+    play(fold, walk("young", MATURE - 5, 9), first=1000)
+    idx = jnp.asarray([0, 1, 2, 3, ROWS])
+    loan = LEND(fold.rows, idx, jnp.asarray([True, True, True, True, False]))
+    np.testing.assert_allclose(loan.error, np.asarray(fold.rows.error[:3]).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(loan.offset, np.asarray(fold.rows.offset[:3]).mean(0), rtol=1e-5, atol=1e-7)
+    scale = np.asarray(fold.rows.running[:3, 0], np.float64)
+    newest = [
+        float(fold.rows.value[i, (int(fold.rows.count[i]) - 1) % fold.rows.value.shape[1]]) for i in range(3)
+    ]
+    size = np.abs(np.asarray(newest) + np.asarray(fold.rows.base[:3]))
+    assert float(loan.scale) == pytest.approx(float(np.exp(np.log(scale / size).mean())), rel=1e-4)
+
+
+def test_while_nobody_is_grown_up_a_newborn_is_a_random_walk() -> None:
+    fold = grown(MATURE - 1)
+    loan = LEND(fold.rows, jnp.asarray([0, 1, 2]), jnp.ones(3, bool))
+    for mine, theirs in zip(loan, advance.unlent(SPEC), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    np.testing.assert_allclose(loan.error[0], np.sqrt(np.arange(1, SPEC.horizon + 1)), rtol=1e-6)
+
+
+def test_planting_starts_rows_anew_and_touches_no_others() -> None:
+    fold = grown()
+    loan = jax.tree.map(lambda x: jnp.stack([x, x]), advance.unlent(SPEC))
+    assert isinstance(loan, Loan)
+    planted = advance.plant(fold.rows, jnp.asarray([1, ROWS]), jnp.asarray([-200.0, 5.0]), loan)
+    others = np.asarray([0, *range(2, ROWS)])
+    for before, now in zip(fold.rows, planted, strict=True):
+        np.testing.assert_array_equal(before[others], now[others])
+    assert (int(planted.count[1]), float(planted.base[1])) == (0, -200.0)
+    assert not planted.carry[1].any()
+    assert float(planted.running[1, 0]) == pytest.approx(0.2)
