@@ -89,7 +89,7 @@ def test_a_first_model_and_then_one_that_has_to_beat_it(tmp_path: Path) -> None:
     card = model.card
     assert model.spec == ModelSpec.model_validate(MODEL)
     assert last["version"] == card.version
-    assert card.version.startswith("20231122-221320-")
+    assert card.version.startswith("20231123-051320-")
     assert card.offsets == {"0": (0, 1000)}
     assert card.created_s == 1.7e9 + 3600 * 199
     assert card.scores["candidate"]["loss"] == pytest.approx(last["losses"]["candidate"])
