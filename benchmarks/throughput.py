@@ -43,7 +43,7 @@ SCENARIOS = (
 
 def run(quick: bool) -> Iterator[Row]:
     """Each scenario, and how it compares with the bare loop."""
-    count = 12_000 if quick else 120_000
+    count = 12_000 if quick else 80_000
     with Stage() as stage:
         for scenario in SCENARIOS:
             topics = written(stage, scenario, count)
