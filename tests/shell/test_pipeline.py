@@ -7,10 +7,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from forecaster.core.fold import Fold
 from forecaster.core.grid import GridSpec
 from forecaster.core.model import ModelSpec
-from forecaster.core.table import SeriesSpec
 from forecaster.core.tick import Outcome, Reason, TickSpec
 from forecaster.shell.kafka import KafkaSpec, Record
 from forecaster.shell.kafka.delivery import AtLeastOnce
@@ -18,12 +16,13 @@ from forecaster.shell.metrics import Metrics
 from forecaster.shell.pipeline import Pipeline, mean_weights
 from forecaster.shell.prediction import Prediction, decode
 from forecaster.shell.replay import ListSink, ListSource
+from tests.folds import make_fold
 
 MODEL = ModelSpec(hidden=8, context_length=16, warm_up=4, horizon=3, levels=(0.1, 0.5, 0.9))
 
 
 def pipeline(grid: GridSpec) -> Pipeline:
-    fold = Fold(MODEL, SeriesSpec(max_series=16), grid)
+    fold = make_fold(MODEL, grid)
     return Pipeline(fold, TickSpec(), grid, "ticks", Metrics(horizon=MODEL.horizon, levels=MODEL.levels))
 
 
