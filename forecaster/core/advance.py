@@ -216,7 +216,7 @@ def perceive(
 
     # the linear expert
     linear = _unpack_linear(read(rows.linear))
-    oldest = table.whole(rows.regressors, idx)[jnp.arange(batch), jnp.remainder(count, horizon)]
+    oldest = rows.regressors.at[idx, jnp.remainder(count, horizon)].get(mode="clip")
     path = (
         jnp.concatenate([past[:, -(horizon - 1) :], value[:, None]], axis=1)
         if horizon > 1

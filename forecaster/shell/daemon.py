@@ -87,7 +87,6 @@ class Daemon:
         self._now = now
         self._started_s = now()
         self._housekeeping_s = float("-inf")
-        self._series_seen = 0
         self._systemd = Systemd()
         self._said_ready = False
 
