@@ -182,7 +182,8 @@ class Cluster:
             ports[0] = port
         classpath = find_classpath()
         self._directory = Path(tempfile.mkdtemp(prefix="forecaster-kafka-"))
-        self._cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # A first byte of zero: an id that starts with "-" would be read as an option.
+        self._cluster_id = urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
         clients, controllers = ports[:nodes], ports[nodes:]
         voters = ",".join(f"{node}@{LOOPBACK}:{port}" for node, port in enumerate(controllers, 1))
         self.brokers: list[Broker] = []
