@@ -1,23 +1,26 @@
 """Records -> slices of series: decoded and put on the grid as serving does it, for training and for backtests.
 
-In come records of any partitions, in offset order within each; out go the consecutive steps of every series. What
-serving would dead-letter, drop as late or see as a duplicate is left out here as well; a series that starts anew
-after a long gap gives two slices. Nothing is read and no rows are kept.
+In come records of any partitions, in any order; out go the consecutive steps of every series, in the order of their
+event times. So what serving saw too late, because its source was slow or because it was a dead letter that was sent
+again, is learned from all the same. What serving would dead-letter or see as a duplicate is left out here as well; a
+series that starts anew after a long gap gives two slices. Nothing is read and no rows are kept.
 """
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from forecaster.core.grid import Clock, GridSpec, close_bars, place_in_bar, place_tick
+from forecaster.core.grid import Clock, GridSpec, Step, close_bars, place_in_bar, place_tick
 from forecaster.core.history import Slice
 from forecaster.core.tick import Outcome, Reject, Tick, TickSpec, make_decoder
 from forecaster.shell.kafka import Record
 
+NO_SEQUENCE = -1 << 63
+
 
 class Slicer:
-    """Takes records in, chunk by chunk, and gives the slices at the end."""
+    """Takes records in, chunk by chunk, and gives the slices whenever it is asked."""
 
     def __init__(self, tick: TickSpec, grid: GridSpec) -> None:
         self.ticks = 0
@@ -26,8 +29,7 @@ class Slicer:
         """Newest event time among them."""
         self._decode = make_decoder(tick)
         self._same_time, self._grid = tick.same_time, grid
-        self._open: dict[tuple[int, str], _Open] = {}
-        self._done: list[Slice] = []
+        self._series: dict[tuple[int, str], _Ticks] = {}
         self._watermark_s: dict[int, float] = {}
 
     def add(self, records: Iterable[Record]) -> None:
@@ -38,53 +40,68 @@ class Slicer:
                 continue
             self.ticks += 1
             self.newest_s = max(self.newest_s, tick.time_s)
+            before_s = self._watermark_s.get(record.partition, float("-inf"))
+            self._watermark_s[record.partition] = max(before_s, tick.time_s)
             key = (record.partition, tick.series)
-            series = self._open.get(key)
-            if series is None:
-                series = self._open[key] = _Open(tick.series)
-            if self._grid.interval_s:
-                self._add_to_bars(series, tick, record)
-            elif place_tick(series.clock, tick, self._same_time) is Outcome.ACCEPTED:
-                series.append(tick.time_s, tick.value)
+            ticks = self._series.get(key)
+            if ticks is None:
+                ticks = self._series[key] = _Ticks(tick.series)
+            ticks.append(tick, record.offset)
 
     def slices(self) -> list[Slice]:
         """What has come so far, in the order in which the series appeared; open bars are left out."""
-        return self._done + [series.cut() for series in self._open.values() if len(series.value)]
+        return [
+            piece
+            for (partition, _), ticks in self._series.items()
+            for piece in self._cut(ticks, self._watermark_s[partition])
+        ]
 
-    def _add_to_bars(self, series: "_Open", tick: Tick, record: Record) -> None:
-        before_s = self._watermark_s.get(record.partition, float("-inf"))
-        now_s = self._watermark_s[record.partition] = max(before_s, tick.time_s)
-        by_partition = self._grid.close_by == "partition"
-        if by_partition:  # serving closed these bars when the others' ticks came
-            self._close(series, before_s)
-        place_in_bar(series.clock, tick, record.offset, self._grid, self._same_time)
-        self._close(series, now_s if by_partition else series.clock.time_s)
+    def _cut(self, ticks: "_Ticks", watermark_s: float) -> Iterator[Slice]:
+        times, values = array("d"), array("d")
+        steps = self._bars(ticks, watermark_s) if self._grid.interval_s else self._steps(ticks)
+        for step in steps:
+            if step.fresh and times:
+                yield Slice(ticks.series, np.array(times), np.array(values))
+                times, values = array("d"), array("d")
+            times.append(step.time_s)
+            values.append(step.value)
+        if times:
+            yield Slice(ticks.series, np.array(times), np.array(values))
 
-    def _close(self, series: "_Open", now_s: float) -> None:
-        for step in close_bars(series.clock, now_s, self._grid):
-            if step.fresh and len(series.value):
-                self._done.append(series.cut())
-                series.clear()
-            series.append(step.time_s, step.value)
+    def _steps(self, ticks: "_Ticks") -> Iterator[Step]:
+        clock = Clock()
+        for tick, offset in ticks.ordered(self._same_time):
+            if place_tick(clock, tick, self._same_time) is Outcome.ACCEPTED:
+                yield Step(tick.time_s, tick.value, offset, fresh=False)
+
+    def _bars(self, ticks: "_Ticks", watermark_s: float) -> Iterator[Step]:
+        clock = Clock()
+        for tick, offset in ticks.ordered(self._same_time):
+            place_in_bar(clock, tick, offset, self._grid, self._same_time)
+            yield from close_bars(clock, tick.time_s, self._grid)
+        if self._grid.close_by == "partition":  # serving closed these when the others' ticks came
+            yield from close_bars(clock, watermark_s, self._grid)
 
 
-class _Open:
-    """A series that may still grow."""
+class _Ticks:
+    """The ticks of one series, as they came."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.clock = Clock()
-        self.clear()
+    def __init__(self, series: str) -> None:
+        self.series = series
+        self._time_s, self._value = array("d"), array("d")
+        self._sequence, self._offset = array("q"), array("q")
 
-    def clear(self) -> None:
-        """Forget the steps, not where the series stands."""
-        self.time_s, self.value = array("d"), array("d")
+    def append(self, tick: Tick, offset: int) -> None:
+        """One more tick."""
+        self._time_s.append(tick.time_s)
+        self._value.append(tick.value)
+        self._sequence.append(NO_SEQUENCE if tick.sequence is None else tick.sequence)
+        self._offset.append(offset)
 
-    def append(self, time_s: float, value: float) -> None:
-        """One more step."""
-        self.time_s.append(time_s)
-        self.value.append(value)
-
-    def cut(self) -> Slice:
-        """The steps so far."""
-        return Slice(self.name, np.array(self.time_s), np.array(self.value))
+    def ordered(self, same_time: str) -> Iterator[tuple[Tick, int]]:
+        """Ticks with their offsets by event time; of those with the same time, as they came or by sequence number."""
+        keys = (self._sequence, self._time_s) if same_time == "sequence" else (self._time_s,)
+        for i in np.lexsort([np.asarray(key) for key in keys]).tolist():
+            sequence = self._sequence[i]
+            known = None if sequence == NO_SEQUENCE else sequence
+            yield Tick(self.series, self._time_s[i], self._value[i], known), self._offset[i]
