@@ -7,6 +7,7 @@ without a traceback.
 
 import getpass
 import os
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from forecaster.shell.evaluate import Study
     from forecaster.shell.models import Models
     from forecaster.shell.prediction import Prediction
+    from forecaster.shell.redelivery import DeadLetters, Found, Query
     from forecaster.shell.signals import Signals
 
 app = typer.Typer(
@@ -38,6 +40,8 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="The models on the models topic, and which one serves.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+letters_app = typer.Typer(help="What could not be used: look at it, send it again.", no_args_is_help=True)
+app.add_typer(letters_app, name="dead-letters")
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -395,6 +399,115 @@ def import_model(
     if serve:
         models.serve(stored.version, "imported")
     out.print(f"imported {stored.version}" + (", it serves now" if serve else ""))
+
+
+# --- dead letters ---
+
+Reasons = Annotated[list[str] | None, typer.Option("--reason", help="Only these (may be repeated).")]
+Since = Annotated[
+    str,
+    typer.Option(help="Only those set aside since then: ISO 8601, epoch seconds, or 90s, 15m, 2h, 3d ago."),
+]
+Partition = Annotated[int | None, typer.Option(min=0, help="Only those from this partition of the ticks.")]
+
+
+@letters_app.command("list")
+def list_letters(
+    reason: Reasons = None,
+    since: Since = "",
+    partition: Partition = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each.")] = False,
+    config: ConfigPath = None,
+) -> None:
+    """What could not be used, and what has become of it: oldest first."""
+    import msgspec  # noqa: PLC0415
+
+    letters = _letters(_load(config))
+    try:
+        findings = letters.find(_query(reason, since, partition), limit)
+    finally:
+        letters.close()
+    if as_json:
+        for found in findings.all():
+            typer.echo(msgspec.json.encode(found.told()).decode())
+        return
+    shown = findings.all()
+    for found in shown:
+        out.print(letter_line(found), markup=False)
+    total = findings.fates.total()
+    if total > len(shown):
+        err.print(f"the newest {len(shown):,} of {total:,}: see --limit")
+    elif not total:
+        err.print("no dead letters")
+
+
+def letter_line(found: "Found") -> str:
+    """A dead letter on one line: when, what became of it, why, where it came from, its key and size, the message."""
+    kept = found.kept
+    source = f"{kept.topic}/{kept.partition}@{kept.offset}"
+    fate_and_reason = f"{found.fate.value:<9}  {kept.reason:<13}"
+    return f"{_time(kept.written_s)}  {fate_and_reason}  {source}  {found.key!r}  {kept.size:,} B  {kept.message}"
+
+
+@letters_app.command("replay")
+def replay_letters(
+    reason: Reasons = None,
+    since: Since = "",
+    partition: Partition = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The oldest so many.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Those too that were sent back before.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent.")] = False,
+    config: ConfigPath = None,
+) -> None:
+    """Send dead letters back to the ticks, each once; what comes late is learned from at the next retrain."""
+    from rich.progress import Progress  # noqa: PLC0415
+
+    settings = _load(config)
+    letters, query = _letters(settings), _query(reason, since, partition)
+    try:
+        findings = letters.find(query)
+        for sentence in findings.staying(again=again):
+            err.print(sentence)
+        chosen, gone = len(findings.to_send(limit, again=again)), 0
+        if not chosen:
+            out.print("nothing to send")
+        elif dry_run:
+            out.print(f"{chosen:,} would be sent to {escape(settings.topics.ticks)}")
+        else:
+            with Progress(console=err, transient=True) as progress:
+                task = progress.add_task("sending", total=chosen)
+                for gone in letters.send_back(query, limit, again=again):
+                    progress.update(task, completed=gone)
+            out.print(f"{gone:,} sent to {escape(settings.topics.ticks)}")
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    finally:
+        letters.close()
+
+
+def _letters(settings: "Config") -> "DeadLetters":
+    from forecaster.shell.redelivery import DeadLetters  # noqa: PLC0415
+
+    return DeadLetters(settings)
+
+
+def _query(reasons: list[str] | None, since: str, partition: int | None) -> "Query":
+    from forecaster.core.tick import Reason  # noqa: PLC0415
+    from forecaster.shell.redelivery import Query  # noqa: PLC0415
+
+    known = [reason.value for reason in Reason]
+    if unknown := [reason for reason in reasons or () if reason not in known]:
+        raise ConfigError(f"--reason {unknown[0]!r} is none of {', '.join(known)}")
+    return Query(frozenset(reasons or ()), _since_s(since) if since else 0.0, partition)
+
+
+def _since_s(text: str) -> float:
+    ago = re.fullmatch(r"(\d+)([smhd])", text)
+    return time.time() - int(ago[1]) * _UNITS_S[ago[2]] if ago else _event_s("--since", text)
+
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 # --- helpers ---

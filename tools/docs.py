@@ -137,7 +137,11 @@ def asyncapi() -> dict[str, Any]:
                 "predictions", "Prediction", "A prediction for each tick, keyed by series."
             ),
             "deadLetters": _channel(
-                "dead_letters", "DeadLetter", "Records that cannot be used: original key and value."
+                "dead_letters",
+                "DeadLetter",
+                "Records that cannot be used: original key and value. Behind a letter that was sent back to the"
+                " ticks stands a receipt: an empty value, and only the headers replayed.partition and"
+                " replayed.offset, which name the letter.",
             ),
             "control": _channel(
                 "control", "Control", "Requests, and what came of them, keyed by the request's id."
@@ -200,6 +204,13 @@ def _dead_letter_headers() -> dict[str, Any]:
             "source.topic": text,
             "source.partition": {**text, "pattern": "^[0-9]+$"},
             "source.offset": {**text, "pattern": "^[0-9]+$"},
+            "source.timestamp_ms": {**text, "pattern": "^-?[0-9]+$"},
+            "replay.topic": {
+                **text,
+                "description": "Where it had been sent back: what letter it was before.",
+            },
+            "replay.partition": {**text, "pattern": "^[0-9]+$"},
+            "replay.offset": {**text, "pattern": "^[0-9]+$"},
             "cut.from_bytes": {
                 **text,
                 "pattern": "^[0-9]+$",

@@ -70,7 +70,9 @@ def test_the_client_knows_every_keyword() -> None:
     )
     assert set(member_settings(spec)) <= set(KafkaConsumer.DEFAULT_CONFIG)
     assert set(reader_settings(spec)) <= set(KafkaConsumer.DEFAULT_CONFIG)
-    assert set(writer_settings(spec) | transactional_settings(spec)) <= set(KafkaProducer.DEFAULT_CONFIG)
+    assert set(writer_settings(spec) | transactional_settings(spec, "worker-1")) <= set(
+        KafkaProducer.DEFAULT_CONFIG
+    )
     assert set(admin_settings(spec)) <= set(KafkaAdminClient.DEFAULT_CONFIG)
 
 
@@ -124,8 +126,8 @@ def test_what_a_retry_may_mend_is_not_fatal() -> None:
 
 def test_a_transaction_ends_before_the_broker_ends_it() -> None:
     spec = KafkaSpec(instance_id="a", delivery="exactly_once", transaction_timeout_s=20)
-    settings = writer_settings(spec) | transactional_settings(spec)
-    assert settings["transactional_id"] == "forecaster.a"
+    settings = writer_settings(spec) | transactional_settings(spec, "worker-1")
+    assert settings["transactional_id"] == "worker-1"
     assert (
         settings["request_timeout_ms"]
         <= settings["delivery_timeout_ms"]

@@ -56,7 +56,11 @@ def test_the_same_time_is_ordered_by_sequence_number() -> None:
 
 
 def test_series_of_two_partitions_are_two_and_rubbish_is_none() -> None:
-    found = [*records([("a", 1.0, 1.0)]), *records([("a", 2.0, 2.0)], partition=1), Record("t", 0, 9, 0, None, b"{")]
+    found = [
+        *records([("a", 1.0, 1.0)]),
+        *records([("a", 2.0, 2.0)], partition=1),
+        Record("t", 0, 9, 0, None, b"{"),
+    ]
     assert sliced(found) == [("a", [1.0], [1.0]), ("a", [2.0], [2.0])]
 
 

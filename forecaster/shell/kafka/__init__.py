@@ -15,6 +15,7 @@ Here only what costs nothing to import; the rest by its file:
     sink         messages out, bounded, acknowledged
     delivery     at least once: commit only what was acknowledged
     transaction  exactly once: messages and offsets in one transaction
+    together     messages that appear together or not at all, beside the stream
     log          reads any slice of any topic, without a group
     admin        creates and checks topics
 """

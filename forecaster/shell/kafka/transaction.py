@@ -148,13 +148,8 @@ class ExactlyOnce:
         topic = self._source.topic
         commits = {TopicPartition(topic, p): OffsetAndMetadata(at, "", -1) for p, at in offsets.items()}
         if commits:
-            self._wait(sink, transaction.send_offsets_to_transaction(commits, member), deadline_s)
-        self._wait(sink, transaction.begin_commit(), deadline_s)
-
-    def _wait(self, sink: Sink, result: Any, deadline_s: float) -> None:
-        sink.producer._sender.wakeup()  # noqa: SLF001
-        if not result.wait(timeout_ms=max(1.0, (deadline_s - self._now()) * 1000)):
-            raise Doubt("the broker did not answer in time")
+            wait_for(sink, transaction.send_offsets_to_transaction(commits, member), deadline_s - self._now())
+        wait_for(sink, transaction.begin_commit(), deadline_s - self._now())
 
     # -- the producer
 
@@ -164,7 +159,8 @@ class ExactlyOnce:
             return True
         if self._now() < self._retry_at_s:
             return False
-        sink = self._make_sink(self._source.spec, **transactional_settings(self._source.spec))
+        spec = self._source.spec
+        sink = self._make_sink(spec, **transactional_settings(spec, spec.stable_transactional_id))
         try:
             sink.connect().init_transactions()  # ends what an earlier producer of ours has left open
         except KafkaError as error:
@@ -184,7 +180,7 @@ class ExactlyOnce:
 
     def _take_back(self, error: Exception, sink: Sink, open_s: float) -> None:
         """Throw the producer away. Its transaction ends when the next one introduces itself."""
-        cause = _cause(sink, error)
+        cause = cause_of(sink, error)
         self.close(timeout_s=0.0)
         self._fruitless += 1
         if (ours := self._final(cause, open_s)) is not None:
@@ -217,19 +213,26 @@ def is_member(member: ConsumerGroupMetadata | None) -> bool:
     return member.generation_id > 0 and bool(member.member_id)
 
 
-def transactional_settings(spec: KafkaSpec) -> dict[str, Any]:
+def wait_for(sink: Sink, result: Any, timeout_s: float) -> None:
+    """Wait for a step of a transaction, which the library's own calls would do for ever. Raises Doubt."""
+    sink.producer._sender.wakeup()  # noqa: SLF001
+    if not result.wait(timeout_ms=max(1.0, timeout_s * 1000)):
+        raise Doubt("the broker did not answer in time")
+
+
+def transactional_settings(spec: KafkaSpec, identity: str) -> dict[str, Any]:
     """Keywords that make a producer transactional: everything ends before the broker's own time limit."""
     most_ms = round(spec.transaction_timeout_s * 1000)
     least_ms = round((spec.request_timeout_s + spec.linger_s) * 1000)
     return {
-        "transactional_id": spec.stable_transactional_id,
+        "transactional_id": identity,
         "transaction_timeout_ms": most_ms,
         "delivery_timeout_ms": max(least_ms, min(most_ms, round(spec.delivery_timeout_s * 1000))),
         "retry_backoff_ms": 10,  # the library sleeps so long while the last transaction is being ended
     }
 
 
-def _cause(sink: Sink, error: Exception) -> Exception:
+def cause_of(sink: Sink, error: Exception) -> Exception:
     """What is behind an error: once fenced, the library only says that it is in an error state."""
     producer = sink.producer
     last = producer._transaction_manager.last_error if producer is not None else None  # noqa: SLF001
