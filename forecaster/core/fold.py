@@ -6,7 +6,8 @@ backtest and tests all drive this same object, which knows neither where ticks c
 """
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,8 +21,9 @@ from forecaster.core.advance import Forecasts, Loan, Serving, Steps
 from forecaster.core.features import DAY_S, WEEK_DAYS
 from forecaster.core.grid import GridSpec, Step, close_bars, due_s, place_in_bar, place_tick
 from forecaster.core.model import Model, ModelSpec, untrained
+from forecaster.core.pages import Replay
 from forecaster.core.score import Scores
-from forecaster.core.table import Index, Series, SeriesSpec
+from forecaster.core.table import Index, Rows, Series, SeriesSpec
 from forecaster.core.tick import Outcome, Tick
 
 BATCH = 512  # series of a large batch
@@ -35,6 +37,8 @@ LANES = 32  # series of that program, which also runs small batches
 ROUNDS = 16  # most steps of each in one call
 LENDERS = 512  # series of a partition that a newborn borrows from
 LOAN_EVERY = 2048  # offsets after which a partition's loan is made anew
+MOST_LENT = 256  # loans that are kept for whoever writes them down
+UNKNOWN = "?"  # the version of a model that is not known, whose carries are not used
 
 
 Programs = dict[tuple[str, int], Any]
@@ -54,9 +58,18 @@ class Issued(NamedTuple):
     status: np.ndarray  # int32, index into advance.STATUSES
     anomaly: np.ndarray  # float32, NaN: no forecast had been made for this step
     scores: Scores  # float64 sums, numpy
+    versions: dict[int, str]  # of the model that each partition was served with
 
     def __len__(self) -> int:
         return len(self.series)
+
+
+class _Served(NamedTuple):
+    """A model that serves, and the number by which rows name it."""
+
+    number: int
+    model: Model
+    serving: Serving
 
 
 class _Queue:
@@ -112,16 +125,23 @@ class Fold:
         self._lanes, self._most_rounds = lanes, rounds
         self.index = Index(series)
         self.rows = table.empty(fold.layout(spec), series.max_series)
-        self.model = untrained(spec)
         self.swaps = 0
-        self._serving = _serving(self.model)
-        self._swap_of_row = np.zeros(series.max_series, np.int64)  # the swap that its carry belongs to
+        self.lent: deque[tuple[int, int, Loan]] = deque(maxlen=MOST_LENT)
+        """Loans lately made: partition, stretch of its log, loan. For whoever writes them down."""
+        self._numbers: dict[str, int] = {"": 0}  # of models, by version
+        self._default = self._serve(untrained(spec))
+        self._served: dict[int, _Served] = {}  # by partition, where it is not the default
+        self._carry_of = np.zeros(
+            series.max_series, np.int64
+        )  # number of the model that a row's carry belongs to
         self._queue = _Queue()
         self._loans: dict[int, Loan] = {}
         self._stretch: dict[int, int] = {}  # which LOAN_EVERY offsets a partition is in
         self._lenders: list[
-            tuple[int, np.ndarray]
-        ] = []  # partitions whose stretch began in this batch; rows then
+            tuple[int, int, np.ndarray]
+        ] = []  # partitions whose stretch began in this batch, the stretch, and rows then
+        self._replays: dict[int, Replay] = {}
+        self._known_loans: dict[int, Mapping[int, Loan]] = {}  # of partitions that were restored, by stretch
         self._due: dict[
             int, list[tuple[float, str]]
         ] = {}  # open bars by partition: heap of (closing time, series)
@@ -135,15 +155,25 @@ class Fold:
         members = self.index.partitions.setdefault(partition, {})
         watermark_s = self.index.watermark_s.get(partition, float("-inf"))
         stretch = self._stretch.get(partition)
+        replay = self._replays.get(partition)
+        sleeps: Callable[[str], bool] | None = None
         outcomes: list[Outcome] = []
         for offset, tick in zip(offsets, ticks, strict=True):
+            if replay is not None:
+                replay.advance(self.index, partition, offset)
+                watermark_s = self.index.watermark_s.get(partition, watermark_s)
+                sleeps = partial(replay.sleeps, offset)
             if offset // LOAN_EVERY != stretch:
                 stretch = self._stretch[partition] = offset // LOAN_EVERY
-                self._lenders.append((partition, self.index.stepped(partition)[:LENDERS]))
+                self._lenders.append((partition, stretch, self.index.stepped(partition)[:LENDERS]))
             if tick.time_s > watermark_s:
                 watermark_s = self.index.watermark_s[partition] = tick.time_s
-                self.index.sweep(partition)
-            series = members.get(tick.series) or self.index.allot(partition, tick.series)
+                self.index.sweep(partition, sleeps)
+            if sleeps is not None and sleeps(tick.series):
+                self._close_due(partition, watermark_s)
+                outcomes.append(Outcome.SKIPPED)
+                continue
+            series = members.get(tick.series) or self.index.allot(partition, tick.series, offset)
             outcomes.append(place(partition, offset, tick, series) if series else Outcome.OVER_CAP)
         return outcomes
 
@@ -195,6 +225,7 @@ class Fold:
         queue, self._queue = self._queue, _Queue()
         n, h, levels = len(queue.row), self.spec.horizon, len(self.spec.levels)
         work = _Work(queue, live)
+        served = {p: self._served_in(p) for p in np.unique(work.partition).tolist()}
         offset = np.empty((n, h, levels), np.float32)
         scale, anomaly = np.empty(n, np.float32), np.empty(n, np.float32)
         status = np.empty(n, np.int32)
@@ -213,7 +244,11 @@ class Fold:
         for segment in range(len(lenders) + 1):
             if segment:
                 self._renew_loan(*lenders[segment - 1])
-            self._run_segment(work, np.flatnonzero(work.segment == segment), collect)
+            at = np.flatnonzero(work.segment == segment)
+            for model in {model.number: model for model in served.values()}.values():
+                theirs = [p for p, its in served.items() if its.number == model.number]
+                some = at if len(theirs) == len(served) else at[np.isin(work.partition[at], theirs)]
+                self._run_segment(work, some, model, collect)
         out = np.flatnonzero(work.source >= 0)
         return Issued(
             queue.name if len(out) == n else [queue.name[i] for i in out],
@@ -226,34 +261,39 @@ class Fold:
             status[out],
             anomaly[out],
             Scores(*totals),
+            {p: its.model.version for p, its in served.items()},
         )
 
-    def _run_segment(self, work: "_Work", at: np.ndarray, collect: Callable[..., None]) -> None:
+    def _run_segment(
+        self, work: "_Work", at: np.ndarray, served: _Served, collect: Callable[..., None]
+    ) -> None:
         turn, turns = _turns(work.row[at])
         hot = (turns > HOT) & ~_any_replanted(work.fresh[at], turn, work.row[at])
-        self._prepare(work, at[turn == 0])
+        self._prepare(work, at[turn == 0], served)
         for number in range(int(turn[~hot].max(initial=-1)) + 1):
             now = at[(turn == number) & ~hot]
             if number:
-                self._plant(work, now)
+                self._plant(work, now, served)
             for start in range(0, len(now), BATCH):
                 some = now[start : start + BATCH]
                 if len(some) > self._lanes:
-                    self._once(work, some, collect)
+                    self._once(work, some, served, collect)
                 else:
-                    self._rounds(work, some, np.zeros(len(some), np.int64), collect)
+                    self._rounds(work, some, np.zeros(len(some), np.int64), served, collect)
         if hot.any():
-            self._rounds(work, at[hot], turn[hot], collect)
+            self._rounds(work, at[hot], turn[hot], served, collect)
 
-    def _once(self, work: "_Work", at: np.ndarray, collect: Callable[..., None]) -> None:
+    def _once(self, work: "_Work", at: np.ndarray, served: _Served, collect: Callable[..., None]) -> None:
         idx = self._padded(work.row[at], BATCH)
         changes, forecasts, scores = self._program("advance", BATCH)(
-            self._serving, self.rows, idx, work.steps(at, BATCH)
+            served.serving, self.rows, idx, work.steps(at, BATCH)
         )
         self.rows = self._program("write", BATCH)(self.rows, idx, changes)
         collect(at, slice(0, len(at)), forecasts, scores)
 
-    def _rounds(self, work: "_Work", at: np.ndarray, turn: np.ndarray, collect: Callable[..., None]) -> None:
+    def _rounds(
+        self, work: "_Work", at: np.ndarray, turn: np.ndarray, served: _Served, collect: Callable[..., None]
+    ) -> None:
         """Steps of a few series that have many: ROUNDS at a time inside one program."""
         size, most = self._lanes, self._most_rounds
         rows, lane = np.unique(work.row[at], return_inverse=True)
@@ -266,7 +306,7 @@ class Fold:
                 steps = work.steps_of_rounds(at[some], cell, (most, size))
                 used = np.int32(turn[some].max() - start + 1)
                 local, forecasts, scores = self._program("rounds", size)(
-                    self._serving, self.rows, idx, steps, used
+                    served.serving, self.rows, idx, steps, used
                 )
                 self.rows = self._program("put", size)(self.rows, idx, local)
                 collect(at[some], cell, forecasts, scores)
@@ -278,18 +318,18 @@ class Fold:
 
     # ------------------------------------------------------------------ newborns, swaps
 
-    def _prepare(self, work: "_Work", at: np.ndarray) -> None:
+    def _prepare(self, work: "_Work", at: np.ndarray, served: _Served) -> None:
         """Plant newborn rows, and warm up again those whose carry belongs to another model."""
-        self._plant(work, at)
+        self._plant(work, at, served)
         rows = work.row[at]
-        stale = rows[self._swap_of_row[rows] != self.swaps]
+        stale = rows[self._carry_of[rows] != served.number]
         for start in range(0, len(stale), REWARM):
             idx = self._padded(stale[start : start + REWARM], REWARM)
-            carry = self._program("rewarm", REWARM)(self._serving, self.rows, idx)
+            carry = self._program("rewarm", REWARM)(served.serving, self.rows, idx)
             self.rows = self._program("set_carry", REWARM)(self.rows, idx, carry)
-        self._swap_of_row[stale] = self.swaps
+        self._carry_of[stale] = served.number
 
-    def _plant(self, work: "_Work", at: np.ndarray) -> None:
+    def _plant(self, work: "_Work", at: np.ndarray, served: _Served) -> None:
         newborn = at[work.fresh[at]]
         for start in range(0, len(newborn), PLANT):
             some = newborn[start : start + PLANT]
@@ -300,28 +340,108 @@ class Fold:
             base[: len(some)] = work.base[some]
             idx = self._padded(work.row[some], PLANT)
             self.rows = self._program("plant", PLANT)(self.rows, idx, base, Loan(*columns))
-        self._swap_of_row[work.row[newborn]] = self.swaps
+        self._carry_of[work.row[newborn]] = served.number
 
-    def _renew_loan(self, partition: int, rows: np.ndarray) -> None:
-        """Make the loan of a partition anew where its log has come to a multiple of LOAN_EVERY: a replay does too."""
+    def _renew_loan(self, partition: int, stretch: int, rows: np.ndarray) -> None:
+        """Make the loan of a partition anew where its log has come to a multiple of LOAN_EVERY.
+
+        A replay does so, too, or is told what it was: rows that are ahead cannot make it again.
+        """
+        if known := self._known_loans.get(partition, {}).get(stretch):
+            self._loans[partition] = known
+            return
         valid = np.arange(LENDERS) < len(rows)
         loan = self._program("lend", LENDERS)(self.rows, self._padded(rows, LENDERS), valid)
         columns: list[Any] = [np.asarray(column) for column in loan]
         self._loans[partition] = Loan(*columns)
+        self.lent.append((partition, stretch, self._loans[partition]))
 
     def drop(self, partition: int) -> int:
         """Forget a partition that moved away; how many series that were."""
         dropped = self.index.drop(partition)
-        for book in (self._loans, self._stretch, self._due):
+        books = (self._loans, self._stretch, self._due, self._served, self._replays, self._known_loans)
+        for book in books:
             book.pop(partition, None)
         return dropped
 
-    def swap(self, model: Model) -> None:
-        """Serve with another model of the same spec from the next step on; each row is warmed up when next touched."""
+    @property
+    def model(self) -> Model:
+        """What serves the partitions that have no model of their own."""
+        return self._default.model
+
+    def swap(self, model: Model, partition: int | None = None) -> None:
+        """Serve with another model of the same spec from the next step on; each row is warmed up when next touched.
+
+        A partition that is named has a model of its own from then on; without a name, all the others get it.
+        """
         if model.spec != self.spec:
             raise ValueError(f"the model's spec {model.spec} is not the table's {self.spec}")
-        self.model, self._serving = model, _serving(model)
         self.swaps += 1
+        if partition is None:
+            self._default = self._serve(model)
+        else:
+            self._served[partition] = self._serve(model)
+
+    def version(self, partition: int) -> str:
+        """Of the model that a partition is served with."""
+        return self._served_in(partition).model.version
+
+    def _served_in(self, partition: int) -> _Served:
+        return self._served.get(partition, self._default)
+
+    def _serve(self, model: Model) -> _Served:
+        return _Served(self._number(model.version), model, _serving(model))
+
+    def _number(self, version: str) -> int:
+        return self._numbers.setdefault(version, len(self._numbers))
+
+    # ------------------------------------------------------------------ pages (filled and taken over by snapshot.py)
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Rows by their numbers, in host memory; a list in the order of the columns."""
+        parts = [
+            [np.asarray(column)[: len(some)] for column in self._program("take", self._lanes)(self.rows, idx)]
+            for some, idx in self._parts(rows)
+        ]
+        if not parts:
+            return [np.zeros((0, *column.shape[1:]), column.dtype) for column in self.rows]
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    def carries(self, rows: np.ndarray) -> list[str]:
+        """The version of the model that the carry of each row belongs to."""
+        versions = list(self._numbers)  # their numbers are their places
+        return [versions[number] for number in self._carry_of[rows].tolist()]
+
+    def restore(
+        self, partition: int, series: Sequence[Series], columns: Sequence[np.ndarray], carries: Sequence[str]
+    ) -> None:
+        """Take over series that were just allotted, with the contents of their rows."""
+        rows, done = np.array([one.row for one in series], np.int32), 0
+        for some, idx in self._parts(rows):
+            padded = [np.zeros((self._lanes, *column.shape[1:]), column.dtype) for column in columns]
+            for room, column in zip(padded, columns, strict=True):
+                room[: len(some)] = column[done : done + len(some)]
+            self.rows = self._program("put", self._lanes)(self.rows, idx, Rows(*map(jnp.asarray, padded)))
+            done += len(some)
+        self._carry_of[rows] = [self._number(version) for version in carries]
+        for one in series:
+            if one.clock.bars:
+                self._wait(partition, one)
+
+    def replay(self, partition: int, replay: Replay, loans: Mapping[int, Loan]) -> None:
+        """The log before the pages of a restored partition comes next; `loans` are those made then, by stretch."""
+        self.index.order(partition)
+        self._replays[partition], self._known_loans[partition] = replay, loans
+
+    def replayed(self, partition: int) -> None:
+        """The log was gone through as far as the newest page, or as far as it could be."""
+        if replay := self._replays.pop(partition, None):
+            replay.advance(self.index, partition, replay.until)
+
+    def _parts(self, rows: np.ndarray) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(rows), self._lanes):
+            some = rows[start : start + self._lanes]
+            yield some, self._padded(some, self._lanes)
 
     # ------------------------------------------------------------------ programs
 
@@ -331,7 +451,7 @@ class Fold:
 
     def programs(self, spec: ModelSpec, each: Callable[..., Iterable[Any]] = map) -> Programs:
         """All programs for networks of this spec on a table like ours; reads shapes only, so safe beside the loop."""
-        wanted = [("rounds", self._lanes), ("put", self._lanes), *_PROGRAMS]
+        wanted = [("rounds", self._lanes), ("put", self._lanes), ("take", self._lanes), *_PROGRAMS]
         made = each(lambda key: self._compiled(spec, *key), wanted)
         return dict(zip(wanted, made, strict=True))
 
@@ -341,6 +461,9 @@ class Fold:
             raise ValueError(f"a network with {spec} does not fit a table made for {self.spec}")
         carry = jnp.zeros((self.rows.carry.shape[0], spec.carry_size), jnp.float32)
         self.spec, self.rows, self._programs = spec, self.rows._replace(carry=carry), dict(programs)
+        self._carry_of[:] = self._number(UNKNOWN)
+        self._default = self._serve(untrained(spec))
+        self._served.clear()
 
     def takes(self, spec: ModelSpec) -> bool:
         """Whether networks of this spec fit the table: all but the recurrent part has to be the same."""
@@ -386,6 +509,8 @@ class Fold:
                 program = rounds, False, (serving, rows, idx, like(steps, self._most_rounds), number)
             case "put":
                 program = table.put, True, (rows, idx, result(table.take, rows, idx))
+            case "take":
+                program = table.take, False, (rows, idx)
             case "rewarm":
                 program = rewarm, False, (serving, rows, idx)
             case "set_carry":

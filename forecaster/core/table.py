@@ -5,7 +5,9 @@ Reading and writing are separate programs: in one, XLA copies the whole table at
 grows: its size is configured, its rows are allotted as series appear and freed when they have been idle.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
+from zlib import crc32
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,13 @@ from pydantic import Field
 
 from forecaster.core.grid import Clock
 from forecaster.core.spec import Spec
+
+SLOTS = 1 << 14  # hash values of series names; a bucket is those that are equal modulo the number of buckets
+
+
+def slot_of(name: str) -> int:
+    """The hash of a series name: the same in every process."""
+    return crc32(name.encode()) % SLOTS
 
 
 class SeriesSpec(Spec):
@@ -193,11 +202,12 @@ def write(rows: Rows, idx: Int[Array, " batch"], new: Rows) -> Rows:
 class Series:
     """One series of one partition: which row is its, and where it stands. Mutable, on the host."""
 
-    __slots__ = ("base", "clock", "fresh", "name", "row", "stepped_s")
+    __slots__ = ("base", "born", "clock", "fresh", "name", "row", "stepped_s")
 
-    def __init__(self, name: str, row: int) -> None:
+    def __init__(self, name: str, row: int, born: int = 0) -> None:
         self.name = name
         self.row = row
+        self.born = born  # offset of the tick with which it appeared: the order of its partition's series
         self.base = 0.0  # float64: what the row's values are relative to
         self.fresh = True  # whether its next step starts the row anew
         self.stepped_s = 0.0  # event time of its newest step
@@ -214,28 +224,31 @@ class Index:
         self.allotted = 0  # rows, in all
         self.evicted = 0
         self.split: set[str] = set()  # names seen in two partitions at once
+        self.swept_s: dict[int, float] = {}  # event time of each partition's last sweep
         self._home: dict[str, int] = {}
+        self._slots: dict[int, dict[int, set[str]]] = {}  # names of a partition by their hash
         self._free = list(range(spec.max_series - 1, -1, -1))
-        self._swept_s: dict[int, float] = {}
 
     def __len__(self) -> int:
         return self.spec.max_series - len(self._free)
 
-    def allot(self, partition: int, name: str) -> Series | None:
-        """A row for a series that has none, or None when every row is taken."""
+    def allot(self, partition: int, name: str, born: int = 0) -> Series | None:
+        """A row for a series that appears at offset `born`, or None when every row is taken."""
         if not self._free:
             return None
         home = self._home.setdefault(name, partition)
         if home != partition and name in self.partitions.get(home, ()):
             self.split.add(name)
-        series = Series(name, self._free.pop())
+        series = Series(name, self._free.pop(), born)
         self.allotted += 1
         self.partitions.setdefault(partition, {})[name] = series
+        self._slots.setdefault(partition, {}).setdefault(slot_of(name), set()).add(name)
         return series
 
     def evict(self, partition: int, name: str) -> None:
         """Free the row of a series."""
         self._free.append(self.partitions[partition].pop(name).row)
+        self._slots[partition][slot_of(name)].discard(name)
         if self._home.get(name) == partition:
             del self._home[name]
         self.split.discard(name)
@@ -245,18 +258,34 @@ class Index:
         names = list(self.partitions.get(partition, ()))
         for name in names:
             self.evict(partition, name)
-        for book in (self.partitions, self.watermark_s, self._swept_s):
+        for book in (self.partitions, self.watermark_s, self.swept_s, self._slots):
             book.pop(partition, None)
         return len(names)
 
-    def sweep(self, partition: int) -> int:
-        """Evict what is idle, looking only now and then (in event time, so that a replay does the same)."""
+    def bucket(self, partition: int, bucket: int, buckets: int) -> list[Series]:
+        """The series of a partition whose hash is `bucket` modulo `buckets`, a power of two, in order of birth."""
+        members, slots = self.partitions.get(partition, {}), self._slots.get(partition, {})
+        names = (name for slot in range(bucket, SLOTS, buckets) for name in slots.get(slot, ()))
+        return sorted((members[name] for name in names), key=lambda series: series.born)
+
+    def order(self, partition: int) -> None:
+        """Put the series of a partition, restored bucket by bucket, in the order in which they appeared."""
+        members = self.partitions.get(partition, {})
+        self.partitions[partition] = dict(sorted(members.items(), key=lambda item: item[1].born))
+
+    def sweep(self, partition: int, spare: Callable[[str], bool] | None = None) -> int:
+        """Evict what is idle, looking only now and then (in event time, so that a replay does the same).
+
+        `spare` says of which series it is not the time yet, since a replay has not come to where they are.
+        """
         now_s = self.watermark_s[partition]
-        if now_s < self._swept_s.setdefault(partition, now_s) + self.spec.idle_s / 8:
+        if now_s < self.swept_s.setdefault(partition, now_s) + self.spec.idle_s / 8:
             return 0
-        self._swept_s[partition] = now_s
+        self.swept_s[partition] = now_s
         members = self.partitions.get(partition, {})
         idle = [name for name, s in members.items() if s.clock.time_s < now_s - self.spec.idle_s]
+        if spare is not None:
+            idle = [name for name in idle if not spare(name)]
         for name in idle:
             self.evict(partition, name)
         self.evicted += len(idle)

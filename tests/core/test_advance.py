@@ -37,9 +37,12 @@ def lanes(*rows: int) -> np.ndarray:
 def test_padding_changes_neither_forecasts_nor_scores_nor_the_table() -> None:
     fold = grown()
     run = fold._program("advance", LANES)
-    alone = [run(fold._serving, fold.rows, lanes(row), steps([v], [True])) for row, v in ((2, 1.0), (0, 2.0))]
+    alone = [
+        run(fold._default.serving, fold.rows, lanes(row), steps([v], [True]))
+        for row, v in ((2, 1.0), (0, 2.0))
+    ]
     idx = lanes(2, 0)
-    changes, told, scores = run(fold._serving, fold.rows, idx, steps([1.0, 2.0], [True, True]))
+    changes, told, scores = run(fold._default.serving, fold.rows, idx, steps([1.0, 2.0], [True, True]))
     for i, mine in enumerate(alone):
         for expected, found in zip(mine[1], told, strict=True):
             np.testing.assert_allclose(expected[0], found[i], rtol=1e-5, atol=1e-6)
@@ -61,12 +64,12 @@ def test_a_round_without_a_step_leaves_its_row_alone() -> None:
     unused = [steps([], [])] * (ROUNDS - 3)
     stacked = jax.tree.map(lambda *x: np.stack(x), *rounds, *unused)
     local, forecasts, scores = fold._program("rounds", LANES)(
-        fold._serving, fold.rows, idx, stacked, np.int32(3)
+        fold._default.serving, fold.rows, idx, stacked, np.int32(3)
     )
     rows, count = fold.rows, 0.0
     for r in range(3):
         some = np.flatnonzero(valid[r])
-        changes, told, settled = once(fold._serving, rows, idx, rounds[r])
+        changes, told, settled = once(fold._default.serving, rows, idx, rounds[r])
         rows = table.write(rows, np.where(rounds[r].valid, idx, ROWS), changes)
         count += float(settled.count[0])
         np.testing.assert_allclose(forecasts.offset[r][some], told.offset[some], rtol=2e-3, atol=1e-4)

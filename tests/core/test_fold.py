@@ -229,7 +229,7 @@ def test_statuses_tell_who_answers() -> None:
 
 def test_after_a_swap_the_carry_depends_on_the_window_and_the_new_model_alone() -> None:
     ticks, carries = walk("a", 50), []
-    for before, after in (("v1", "v3"), ("v2", "v3"), ("v3", "v3"), ("v1", "v1")):
+    for before, after in (("v1", "v3"), ("v2", "v3"), ("v4", "v3"), ("v1", "v1")):
         fold = make_fold()
         fold.swap(make_model(before, int(before[1])))
         play(fold, ticks[:-2])
@@ -246,7 +246,7 @@ def test_rewarming_is_running_the_window_through_the_network() -> None:
     fold.swap(served)
     play(fold, walk("a", 3 * SPEC.context_length))
     idx = jnp.asarray([0])
-    found = advance.rewarm(SPEC, fold._serving, fold.rows, idx)
+    found = advance.rewarm(SPEC, fold._default.serving, fold.rows, idx)
     count, time = int(fold.rows.count[0]), SPEC.context_length
 
     def newest(column: object, n: int) -> np.ndarray:
@@ -506,7 +506,10 @@ def test_nothing_compiles_after_compile_over_a_messy_replay_with_two_swaps() -> 
     rng = random.Random(1)
     fold = make_fold(idle_s=500.0, same_time="keep")
     models = [make_model("v1"), make_model("v2", 2, periods=(7, 5))]
-    for key in (("rounds", fold._lanes), ("put", fold._lanes), *_PROGRAMS):  # what `compile` makes; shared
+    for key in (
+        *((name, fold._lanes) for name in ("rounds", "put", "take")),
+        *_PROGRAMS,
+    ):  # what `compile` makes; shared
         fold._program(*key)
     with compiles() as proof:
         jnp.arange(rng.randrange(10**6, 10**7)).sum().block_until_ready()
