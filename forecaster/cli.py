@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,14 +90,38 @@ def _options(
 # --- the daemon ---
 
 
+class Role(StrEnum):
+    """What a worker does for its fleet."""
+
+    BOTH = "both"
+    """Answers ticks; of the workers that do, the one with ticks partition 0 also trains."""
+    PREDICT = "predict"
+    """Answers ticks and asks for retrains, never trains."""
+    TRAIN = "train"
+    """Trains when asked and answers no ticks; of several one trains, the others stand by."""
+
+
 @app.command()
-def run(context: typer.Context, config: ConfigPath = None) -> None:
-    """Answer every tick until told to stop (SIGTERM); USR1 retrains, HUP re-reads the file, USR2 reports."""
+def run(
+    context: typer.Context,
+    config: ConfigPath = None,
+    role: Annotated[
+        Role,
+        typer.Option(
+            envvar="FORECASTER_ROLE",
+            help="predict: answer ticks, never train. train: train when asked, answer none.",
+        ),
+    ] = Role.BOTH,
+) -> None:
+    """Work until told to stop (SIGTERM); USR1 retrains, HUP re-reads the file, USR2 reports."""
     settings = _load(config)
-    from forecaster.shell import daemon  # noqa: PLC0415
+    from forecaster.shell import daemon, trainers  # noqa: PLC0415
     from forecaster.shell.signals import Signals  # noqa: PLC0415
 
-    raise typer.Exit(daemon.run(settings, context.obj or Signals().install(), config))
+    signals = context.obj or Signals().install()
+    if role is Role.TRAIN:
+        raise typer.Exit(trainers.run(settings, signals, config))
+    raise typer.Exit(daemon.run(settings, signals, config, trains=role is Role.BOTH))
 
 
 @app.command("config")
@@ -202,13 +227,13 @@ def retrain(
         if wait:
             deadline_s = time.monotonic() + timeout_s
             with err.status("waiting for the decision"):
-                while request.id not in follower.answers:
+                while request.id not in follower.inbox.answers:
                     if time.monotonic() > deadline_s:
                         raise BrokerError(
                             f"no decision on {request.id} within {timeout_s:g} s: does a trainer run?"
                         )
                     follower.poll(0.25)
-            _show_decision(follower.answers[request.id])
+            _show_decision(follower.inbox.answers[request.id])
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     finally:

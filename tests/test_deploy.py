@@ -19,6 +19,7 @@ import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from forecaster.cli import Role
 from forecaster.config import load
 from forecaster.errors import ForecasterError
 from forecaster.shell.http import HttpSpec
@@ -388,13 +389,16 @@ def test_systemd_itself_finds_no_fault(tmp_path: Path) -> None:
 
 
 def manifests() -> dict[str, Any]:
-    """The manifests that kustomize applies, by kind."""
+    """The manifests that kustomize applies, by kind and name."""
     folder = DEPLOY / "kubernetes"
     return {
-        m["kind"]: m
+        f"{m['kind']} {m['metadata']['name']}": m
         for name in read_yaml(folder / "kustomization.yaml")["resources"]
         for m in [read_yaml(folder / name)]
     }
+
+
+ROLES = {"StatefulSet forecaster": "predict", "StatefulSet forecaster-trainer": "train"}
 
 
 def test_every_manifest_is_applied() -> None:
@@ -405,8 +409,9 @@ def test_every_manifest_is_applied() -> None:
         assert len(applied) == len(files)
 
 
-def test_pods_are_probed_where_the_daemon_answers() -> None:
-    pod = manifests()["StatefulSet"]["spec"]["template"]["spec"]
+@pytest.mark.parametrize("name", ROLES)
+def test_pods_are_probed_where_the_daemon_answers(name: str) -> None:
+    pod = manifests()[name]["spec"]["template"]["spec"]
     container = pod["containers"][0]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"http": HttpSpec().port}
@@ -417,9 +422,10 @@ def test_pods_are_probed_where_the_daemon_answers() -> None:
     assert container["args"][:2] == ["run", "--config"]
 
 
-def test_pods_run_restricted_and_find_what_they_mount() -> None:
+@pytest.mark.parametrize("name", ROLES)
+def test_pods_run_restricted_and_find_what_they_mount(name: str) -> None:
     found = manifests()
-    pod = found["StatefulSet"]["spec"]["template"]["spec"]
+    pod = found[name]["spec"]["template"]["spec"]
     container = pod["containers"][0]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert container["securityContext"] == {
@@ -432,11 +438,20 @@ def test_pods_run_restricted_and_find_what_they_mount() -> None:
     }
     mounted = {mount["name"]: Path(mount["mountPath"]) for mount in container["volumeMounts"]}
     assert Path(container["args"][2]).parent == mounted["config"]
-    config = tomllib.loads(found["ConfigMap"]["data"]["forecaster.toml"])
+    config = tomllib.loads(found["ConfigMap forecaster"]["data"]["forecaster.toml"])
     assert Path(config["http"]["token_file"]).parent == mounted["secret"]
 
 
-def test_environment_variables_name_keys_of_the_configuration() -> None:
-    container = manifests()["StatefulSet"]["spec"]["template"]["spec"]["containers"][0]
-    config = load(None, {variable["name"]: "pod-0" for variable in container["env"]})
-    assert config.kafka.instance_id == "pod-0"
+@pytest.mark.parametrize("name", ROLES)
+def test_environment_variables_name_the_role_and_keys_of_the_configuration(name: str) -> None:
+    manifest = manifests()[name]
+    template = manifest["spec"]["template"]
+    variables = {v["name"]: v.get("value", "pod-0") for v in template["spec"]["containers"][0]["env"]}
+    assert load(None, variables).kafka.instance_id == "pod-0"
+    role = Role(variables["FORECASTER_ROLE"])
+    assert role == ROLES[name]
+    assert (
+        manifest["spec"]["selector"]["matchLabels"]
+        == template["metadata"]["labels"]
+        == {"forecaster/role": role}
+    )

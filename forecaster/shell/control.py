@@ -8,7 +8,6 @@ can find its answer, and a request that was answered is never carried out twice.
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -23,6 +22,7 @@ from forecaster.shell.kafka.spec import KafkaSpec
 SCHEMA = 1
 _WRITE_TIMEOUT_S = 10.0
 _MOST_REMEMBERED = 1_000
+_MOST_SPANS = 5_000  # a trainer is told all of them
 
 
 class Command(StrEnum):
@@ -108,31 +108,23 @@ class Controls:
 
 
 class ControlFollower:
-    """Requests that nobody has answered yet, for a loop that may not wait; and answers, by the id of their
-    request.
+    """What is written to the control topic, for a loop that may not wait; and what of it is open or answered.
 
-    Begins a while back in time, so that a request that was written while nobody listened is found; what
-    was also answered since is left out.
+    Begins a while back in time, so that a request that was written while nobody listened is found.
     """
 
     def __init__(self, spec: KafkaSpec, topic: str, *, start: Start = "end", interval_s: float = 0.2) -> None:
+        self.inbox = Inbox()
         self._follower = Follower(spec, {topic: start}, interval_s=interval_s)
-        self._inbox = Inbox()
 
     @property
-    def answers(self) -> Mapping[str, Answer]:
-        """The latest answers, by id."""
-        return self._inbox.answers
+    def caught_up(self) -> bool:
+        """Whether all that was there at the start is read: before it, what seems open may have been answered."""
+        return self._follower.caught_up
 
-    @property
-    def malformed(self) -> int:
-        """Records that were no message of ours."""
-        return self._inbox.malformed
-
-    def poll(self, timeout_s: float = 0.0) -> list[Request]:
-        """Open requests, each once; nothing until all that was there at the start is read."""
-        self._inbox.feed(self._follower.poll(timeout_s))
-        return self._inbox.take() if self._follower.caught_up else []
+    def poll(self, timeout_s: float = 0.0) -> list[Message]:
+        """New messages, in order."""
+        return self.inbox.feed(self._follower.poll(timeout_s))
 
     def close(self) -> None:
         """End the client. Never raises."""
@@ -140,34 +132,51 @@ class ControlFollower:
 
 
 class Inbox:
-    """Records in offset order -> open requests and known answers; pure, bounded."""
+    """Records in offset order -> messages, open requests and known answers; pure, bounded."""
 
     def __init__(self) -> None:
         self.answers: OrderedDict[str, Answer] = OrderedDict()
+        """The latest, by the id of their request."""
+        self.open: OrderedDict[str, Request] = OrderedDict()
+        """Requests to be carried out that nobody has answered, oldest first."""
+        self.spans: list[Request] = []
+        """Annotations, oldest first: facts, which nobody answers."""
         self.malformed = 0
-        self._open: OrderedDict[str, Request] = OrderedDict()
+        """Records that were no message of ours."""
         self._seen: OrderedDict[str, None] = OrderedDict()
+        self._taken: OrderedDict[str, None] = OrderedDict()
 
-    def feed(self, records: list[Record]) -> None:
-        """Take note of requests and answers."""
+    def feed(self, records: list[Record]) -> list[Message]:
+        """Take note of requests and answers; those that are new."""
+        fresh: list[Message] = []
         for record in records:
             match decode(record):
                 case Request() as request if request.id not in self._seen:
-                    _remember(self._seen, request.id, None)
-                    if request.id not in self.answers:
-                        _remember(self._open, request.id, request)
+                    self._note(request)
+                    fresh.append(request)
                 case Answer() as answer:
                     _remember(self.answers, answer.id, answer)
-                    self._open.pop(answer.id, None)
+                    self.open.pop(answer.id, None)
+                    fresh.append(answer)
                 case None:
                     self.malformed += 1
                 case _:
                     pass
+        return fresh
 
     def take(self) -> list[Request]:
-        """The open requests, oldest first; they are given once."""
-        taken, self._open = list(self._open.values()), OrderedDict()
+        """The open requests, oldest first, for the one who carries them out; they are given once."""
+        taken = [request for request in self.open.values() if request.id not in self._taken]
+        for request in taken:
+            _remember(self._taken, request.id, None)
         return taken
+
+    def _note(self, request: Request) -> None:
+        _remember(self._seen, request.id, None)
+        if request.command is Command.ANNOTATE:
+            self.spans = [*self.spans, request][-_MOST_SPANS:]
+        elif request.id not in self.answers:
+            _remember(self.open, request.id, request)
 
 
 def _remember(store: OrderedDict[str, Any], key: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""The daemon: start in stages, turn the loop, stop in stages. Each stage and each part of a turn is one call.
+"""The worker that answers ticks: start in stages, turn the loop, stop in stages. Each part of a turn is one call.
 
 start   metrics and HTTP · compile · topics · serving model · join
 turn    poll · assignment · answer · settle · models · retrain · signals · housekeeping
@@ -6,12 +6,11 @@ stop    finish the batch · publish · commit · stop the trainer · leave the g
 """
 
 import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,29 +18,25 @@ from typing import Any
 import numpy as np
 import structlog
 
-from forecaster.config import Config, change, load, shown
+from forecaster.config import Config, shown
 from forecaster.core.advance import STATUSES
 from forecaster.core.fold import Fold
 from forecaster.core.tick import Outcome
-from forecaster.errors import BrokerError, ConfigError
 from forecaster.shell import log
 from forecaster.shell.assignment import Assignment
 from forecaster.shell.dead_letters import letter
 from forecaster.shell.figures import Figures
-from forecaster.shell.http import Hooks, HttpServer
 from forecaster.shell.kafka import Record
-from forecaster.shell.kafka.admin import Admin
 from forecaster.shell.kafka.delivery import AtLeastOnce, Delivery
 from forecaster.shell.kafka.source import Source
 from forecaster.shell.lifecycle import Lifecycle
 from forecaster.shell.metrics import Metrics, Phase, Stage, State, count_compiles
 from forecaster.shell.pipeline import Answers, Pipeline
 from forecaster.shell.signals import Signals
-from forecaster.shell.systemd import Systemd
+from forecaster.shell.training import Training
+from forecaster.shell.worker import STALLED_S, Worker
 
 IDLE_POLL_S = 0.05  # how long a turn waits for ticks: bounds the answer to a signal
-HOUSEKEEPING_S = 1.0
-STALLED_S = 30.0  # a loop that has not turned for so long is not healthy
 STOP_S = 8.0  # for what is in flight, at the end; Docker kills after 10
 _log = structlog.get_logger(__name__)
 
@@ -60,8 +55,8 @@ class InFlight:
     sent_bytes: int
 
 
-class Daemon:
-    """One worker. Everything that it talks to is handed in, so that a test can hand in lists."""
+class Daemon(Worker):
+    """Answers ticks. Everything that it talks to is handed in, so that a test can hand in lists."""
 
     def __init__(
         self,
@@ -74,21 +69,19 @@ class Daemon:
         delivery: Delivery,
         lifecycle: Lifecycle,
         now: Callable[[], float] = time.monotonic,
+        *,
+        trains: bool = True,
     ) -> None:
-        self.config, self.path, self.signals, self.metrics = config, path, signals, metrics
+        """`trains`: it trains for the fleet, too, while ticks partition 0 is its own."""
+        super().__init__(config, path, signals, metrics, lifecycle.training, now)
         self.fold, self.source, self.delivery, self.lifecycle = fold, source, delivery, lifecycle
         self.pipeline = Pipeline(fold, config.tick, config.grid, config.topics.ticks, metrics)
         self.assignment = Assignment(
             source, fold, metrics, config.kafka, config.topics.ticks, config.series.rebuild_ticks, now
         )
         self.figures = Figures(metrics, fold, source, delivery)
-        self.turned_s = now()
         self.compiled = False
-        self._now = now
-        self._started_s = now()
-        self._housekeeping_s = float("-inf")
-        self._systemd = Systemd()
-        self._said_ready = False
+        self._trains = trains
 
     # ------------------------------------------------------------------ the start
 
@@ -99,29 +92,10 @@ class Daemon:
         self.metrics.state.state(State.JOINING)
         self.metrics.phase = Phase.SERVING
 
-    def prepare_topics(self) -> None:
-        """Create what is missing (where allowed); wait for a broker that is not there yet. Raises ConfigError."""
-        config = self.config
-        while not self.signals.stopping:
-            self.turned_s = self._now()
-            try:
-                admin = Admin(config.kafka)
-            except BrokerError as error:
-                _log.warning("no_broker", error=str(error), mend="waiting for it")
-                continue
-            try:
-                if config.topics.create and (created := admin.create_missing(config.topics)):
-                    _log.info("topics_created", topics=created)
-                if problems := admin.check(config.topics):
-                    raise ConfigError("\n".join(problems))
-            finally:
-                admin.close()
-            return
-
     def compile(self) -> None:
         """Compile everything before the group is joined: afterwards nothing compiles."""
         self.metrics.state.state(State.COMPILING)
-        self._systemd.extend_timeout(STALLED_S * 10)
+        self.systemd.extend_timeout(STALLED_S * 10)
         began_s = self._now()
         pool = ThreadPoolExecutor(2, "compile")
 
@@ -152,15 +126,9 @@ class Daemon:
         if records:
             self.answer(records, polled_s)
         self.settle()
-        self.lifecycle.poll(leads=0 in self.assignment.serving)
-        self.take_signals()
-        if polled_s - self._housekeeping_s >= HOUSEKEEPING_S:
-            self._housekeeping_s = polled_s
-            self.housekeeping()
-        self.turned_s = self._now()
-        self.metrics.loop_iterations.inc()
-        self.metrics.loop_last_iteration.set(time.time())
-        self._systemd.alive()
+        owner = 0 in self.assignment.serving
+        self.lifecycle.poll(decides=owner, leads=owner and self._trains)
+        self.turned()
 
     def restore(self, records: Sequence[Record]) -> None:
         """Fold records that were answered before."""
@@ -243,51 +211,13 @@ class Daemon:
             self.metrics.produced_bytes.inc(flight.sent_bytes)
             self.metrics.last_prediction.set(wall_s)
 
-    # ------------------------------------------------------------------ signals, housekeeping
-
-    def take_signals(self) -> None:
-        """HUP: read the configuration again. USR2: write a report to the log."""
-        if came := self.signals.take(signal.SIGHUP):
-            self.metrics.signals["HUP"].inc(came)
-            self.reload()
-        if came := self.signals.take(signal.SIGUSR2):
-            self.metrics.signals["USR2"].inc(came)
-            _log.info("status", **self.status())
-
-    def reload(self) -> None:
-        """Take over what may change while running; name what may not. A broken file changes nothing."""
-        self.metrics.config_reloads.inc()
-        try:
-            wanted = change(self.config, load(self.path, os.environ))
-        except ConfigError as error:
-            self.metrics.config_reload_failures.inc()
-            self.metrics.config_last_reload_successful.set(0)
-            _log.error("configuration_refused", error=str(error), mend="the running one stays")
-            return
-        self.config = wanted.config
-        self.lifecycle.configure(wanted.config)
-        log.configure(wanted.config.log)
-        self.metrics.watch(wanted.config.metrics.series)
-        self.metrics.config_last_reload_successful.set(1)
-        _log.info("configuration_reloaded", taken=wanted.taken, need_a_restart=wanted.refused)
+    # ------------------------------------------------------------------ housekeeping, reports
 
     def housekeeping(self) -> None:
-        """Once a second: figures that need not be fresher, and whether we are ready."""
+        """Once a second: figures that need not be fresher."""
         self.figures.tell()
-        m, ready = self.metrics, not self.missing()
-        m.ready.set(ready)
-        if ready:
-            m.state.state(State.RUNNING)
-        elif self.assignment.waiting:
-            m.state.state(State.REBUILDING)
-        if ready and not self._said_ready:
-            self._said_ready = True
-            self._systemd.ready()
-            _log.info(
-                "ready",
-                seconds=round(self._now() - self._started_s, 1),
-                partitions=sorted(self.assignment.serving),
-            )
+        if self.assignment.waiting:
+            self.metrics.state.state(State.REBUILDING)
 
     def missing(self) -> list[str]:
         """What readiness still waits for; empty when ticks are answered."""
@@ -304,21 +234,9 @@ class Daemon:
             waits.append(f"rows of partitions {sorted(self.assignment.waiting)} to be rebuilt")
         return waits
 
-    def health(self) -> dict[str, object]:
-        """Whether the loop is turning."""
-        idle_s = self._now() - self.turned_s
-        return {"ok": idle_s < STALLED_S or not self.compiled, "last_turn_s": round(idle_s, 3)}
-
-    def ready(self) -> dict[str, object]:
-        """Whether ticks are answered, and what that still waits for."""
-        missing = self.missing()
-        return {"ready": not missing, "missing": missing}
-
-    def status(self) -> dict[str, object]:
-        """What an operator wants to see at a glance; also written to the log on USR2."""
+    def about(self) -> dict[str, object]:
+        """For the report: partitions, lag, series, model, retrains."""
         return {
-            "ready": not self.missing(),
-            "missing": self.missing(),
             "partitions": {
                 "serving": sorted(self.assignment.serving),
                 "waiting": sorted(self.assignment.waiting),
@@ -335,7 +253,7 @@ class Daemon:
     def drain(self) -> None:
         """Publish and commit what is in flight; leave the group."""
         self.metrics.state.state(State.DRAINING)
-        self._systemd.stopping()
+        self.systemd.stopping()
         self.lifecycle.stop()
         self.assignment.close()
         done = self.delivery.flush(STOP_S)
@@ -350,28 +268,21 @@ class Daemon:
 # ---------------------------------------------------------------------- the start
 
 
-def run(config: Config, signals: Signals, path: Path | None = None) -> int:
-    """Serve until told to stop; the exit code. `path` is where the configuration is read again on HUP."""
+def run(config: Config, signals: Signals, path: Path | None = None, *, trains: bool = True) -> int:
+    """Answer ticks until told to stop; the exit code."""
     log.configure(config.log)
     _log.info("starting", pid=os.getpid(), configuration=shown(config))
     metrics = Metrics(config.metrics, horizon=config.model.horizon, levels=config.model.levels)
-    with ExitStack() as stack:
-        stack.callback(count_compiles(metrics))
-        fold = Fold(config.model, config.series, config.grid, config.tick.same_time)
-        source = Source(config.kafka, config.topics.ticks)
-        lifecycle = Lifecycle(config, fold, metrics, signals)
-        daemon = Daemon(
-            config, path, signals, metrics, fold, source, make_delivery(config, source), lifecycle
-        )
-        stack.callback(daemon.drain)
-        if config.http.enabled:
-            hooks = Hooks(daemon.health, daemon.ready, daemon.status, lifecycle.request_retrain)
-            server = HttpServer(config.http, metrics.registry, hooks)
-            stack.callback(server.close)
-            server.start()
-        daemon.start()
-        while not signals.stopping:
-            daemon.turn()
+    uncount = count_compiles(metrics)
+    fold = Fold(config.model, config.series, config.grid, config.tick.same_time)
+    source = Source(config.kafka, config.topics.ticks)
+    lifecycle = Lifecycle(config, fold, metrics, Training(config, metrics, signals))
+    delivery = make_delivery(config, source)
+    daemon = Daemon(config, path, signals, metrics, fold, source, delivery, lifecycle, trains=trains)
+    try:
+        daemon.run()
+    finally:
+        uncount()
     if not daemon.compiled:
         os._exit(0)  # a compiler that still runs would keep the process for a minute
     return 0

@@ -303,14 +303,19 @@ class Metrics:
     def _declare_training(self) -> None:
         self.retrain_requests = self._counters("retrain_requests", "Retrains asked for.", "trigger", TRIGGERS)
         self.retrain_requests_coalesced = self._counter(
-            "retrain_requests_coalesced", "Requests answered by a retrain that was already due or running."
+            "retrain_requests_coalesced", "Requests answered by a retrain that was already due."
         )
         self.retrains = self._counters("retrains", "Retrains that ended.", "outcome", RETRAIN_OUTCOMES)
         self.retrain_duration = self._histogram("retrain_duration_seconds", "Duration of a retrain.", RUN_S)
         self.retrain_in_progress = self._gauge("retrain_in_progress", "1 while this worker's trainer runs.")
         self.retrain_deadline = self._gauge("retrain_deadline_seconds", "How long a retrain may take.")
         self.retrain_due = self._gauge(
-            "retrain_due_ratio", "Part of the schedule's interval since the last retrain began; 1 begins one."
+            "retrain_due_ratio",
+            "Part of the schedule's interval since the last request; 1 asks for a retrain.",
+        )
+        self.retrain_waiting = self._gauge(
+            "retrain_waiting_seconds",
+            "How long the oldest retrain that was asked for has been waiting or running.",
         )
         self.retrain_last_attempt = self._gauge(
             "retrain_last_attempt_timestamp_seconds", "When a retrain last began."

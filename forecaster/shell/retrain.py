@@ -1,9 +1,9 @@
-"""When to retrain, and the one trainer that runs: started, watched and ended without ever keeping the loop waiting.
+"""The one trainer that runs: started, watched and ended without ever keeping the loop waiting.
 
-In come requests (signal, HTTP, command line), what the loop has seen (ticks, event times, errors), and the time; out go
-events: a trainer began, got on, ended, and how. Requests coalesce: one trainer runs, at most one retrain waits. What is
-trained on is trainer.py's; what serves afterwards is said on the models topic by the trainer itself, so that one which
-crashes, hangs, eats memory or diverges changes nothing.
+In come requests and the time; out go events: a trainer began, got on, ended, and how. Requests coalesce: one trainer
+runs, at most one retrain waits. What is trained on is trainer.py's, when is schedule.py's; what serves afterwards is
+said on the models topic by the trainer itself, so that one which crashes, hangs, eats memory or diverges changes
+nothing.
 """
 
 import os
@@ -24,8 +24,7 @@ import psutil
 import structlog
 from pydantic import Field
 
-from forecaster.core import drift
-from forecaster.core.drift import Drift, DriftSpec
+from forecaster.core.drift import DriftSpec
 
 _log = structlog.get_logger(__name__)
 
@@ -34,6 +33,7 @@ TERM_S = 1.0  # after SIGTERM, before SIGKILL
 MOST_OUTPUT = 1 << 20  # bytes of a line of the trainer's, and
 MOST_ERRORS = 4096  # of the end of what it wrote to stderr
 MB = 1 << 20
+TRAINER = (sys.executable, "-m", "forecaster.shell.trainer")
 
 ENVIRONMENT = {
     # One core, whatever the machine has: serving needs the others. Level 1 compiles in half the time, runs as fast.
@@ -131,16 +131,6 @@ class Ended:
 Event = Began | GotOn | Ended
 
 
-@dataclass(frozen=True)
-class Situation:
-    """What the loop knows at a turn."""
-
-    leads: bool  # whether this worker trains for the fleet
-    serving: bool  # whether a model serves
-    ticks: int  # taken in so far
-    event_s: float  # newest event time among them; -inf before the first
-
-
 class Retrainer:
     """At most one trainer, and at most one retrain that waits for it to end.
 
@@ -152,19 +142,15 @@ class Retrainer:
         spec: RetrainSpec,
         make_job: Callable[[float], bytes],
         now: Callable[[], float] = time.monotonic,
-        command: Sequence[str] = (sys.executable, "-m", "forecaster.shell.trainer"),
+        command: Sequence[str] = TRAINER,
     ) -> None:
         self.spec = spec
         self.coalesced = 0
-        """Requests that were answered by a retrain that was already due or running."""
-        self.drift = Drift()
+        """Requests that were answered by a retrain that was already due."""
         self._make_job, self._now, self._command = make_job, now, tuple(command)
         self._wanted: dict[str, None] = {}
         self._ids: list[str] = []
         self._running: _Running | None = None
-        self._ended_s = float("-inf")
-        self._began_ticks, self._began_event_s = 0, float("-inf")
-        self._first_ticks = 0  # how many there have to be for another attempt at the first model
         self._cache = ""
 
     @property
@@ -179,48 +165,21 @@ class Retrainer:
 
     def request(self, trigger: str, request_id: str = "") -> None:
         """Ask for a retrain. A thousand requests before the next one begins lead to that one."""
-        if self._wanted or (self._running and trigger in {Trigger.SCHEDULE, Trigger.DRIFT, Trigger.STARTUP}):
+        if self._wanted:
             self.coalesced += 1
-        if self._running and trigger in {Trigger.SCHEDULE, Trigger.DRIFT, Trigger.STARTUP}:
-            return
         self._wanted[trigger] = None
         if request_id:
             self._ids.append(request_id)
 
-    def observe_errors(self, total: float, count: float, event_s: float) -> bool:
-        """Take in scaled errors of the serving model; when they have risen for good, ask for a retrain and say so."""
-        if not self.spec.drift:
-            return False
-        self.drift, found = drift.observe(self.drift, total, count, event_s, self.spec)
-        if found:
-            self.request(Trigger.DRIFT)
-        return found
-
-    def swapped(self) -> None:
-        """Another model serves: its errors have a level of their own."""
-        self.drift = drift.reset(self.drift)
-
-    def due_ratio(self, now: Situation) -> float:
-        """How much of the interval since the last retrain has passed, in ticks or in event time; 1 begins one."""
-        if not now.leads or self._began_event_s == float("-inf"):
-            return 0.0
-        spec = self.spec
-        by_ticks = (now.ticks - self._began_ticks) / spec.ticks_between(self._began_ticks)
-        by_time = (now.event_s - self._began_event_s) / spec.every_s if spec.every_s else 0.0
-        return max(by_ticks, by_time)
-
-    def poll(self, situation: Situation) -> list[Event]:
-        """What has happened; starts what is due. Never waits."""
+    def poll(self, *, leads: bool, serving: bool) -> list[Event]:
+        """What has happened; starts what was asked for. Never waits. `leads`: this worker trains for the fleet."""
         events: list[Event] = []
         if self._running:
-            events += self._watch(self._running, cancel=not situation.leads)
-        if not situation.leads and self._wanted:
+            events += self._watch(self._running, cancel=not leads)
+        if not leads and self._wanted:
             events.append(self._dismiss())
-        if self._running or not situation.leads:
-            return events
-        self._schedule(situation)
-        if self._wanted:
-            events += self._begin(situation)
+        if leads and self._wanted and not self._running:
+            events += self._begin(self.spec.fit_s if serving else self.spec.first_fit_s)
         return events
 
     def stop(self, timeout_s: float = 2.0) -> list[Event]:
@@ -235,34 +194,18 @@ class Retrainer:
             self._cache = ""
         return events
 
-    # ------------------------------------------------------------------ when
-
-    def _schedule(self, now: Situation) -> None:
-        spec = self.spec
-        if not now.serving:
-            if spec.on_start and now.ticks >= self._first_ticks:
-                self.request(Trigger.STARTUP)
-            return
-        if self._began_event_s == float("-inf"):  # nothing was trained since this worker leads
-            self._began_ticks, self._began_event_s = now.ticks, now.event_s
-        if self.due_ratio(now) >= 1.0 and self._now() - self._ended_s >= spec.cooldown_s:
-            self.request(Trigger.SCHEDULE)
-
     # ------------------------------------------------------------------ one trainer
 
-    def _begin(self, now: Situation) -> list[Event]:
+    def _begin(self, fit_s: float) -> list[Event]:
         triggers, ids = tuple(self._wanted), tuple(self._ids)
         self._wanted, self._ids = {}, []
-        self._began_ticks, self._began_event_s = now.ticks, now.event_s
-        self._first_ticks = max(2 * now.ticks, 1000)
         self._cache = self._cache or tempfile.mkdtemp(prefix="forecaster-")  # 0700: what is compiled is code
-        job = self._make_job(self.spec.fit_s if now.serving else self.spec.first_fit_s)
+        job = self._make_job(fit_s)
         try:
             process = TrainerProcess(
                 self._command, job, {"JAX_COMPILATION_CACHE_DIR": self._cache}, self._now
             )
         except OSError as error:  # no memory or no process to be had just now
-            self._ended_s = self._now()
             return [Ended(Outcome.CRASHED, triggers, ids, 0.0, message=f"could not be started: {error}")]
         self._running = _Running(process, triggers, ids, self._now())
         _log.info("retrain_began", triggers=triggers, pid=process.pid)
@@ -280,7 +223,7 @@ class Retrainer:
         events: list[Event] = [GotOn(report) for report in reports if not report.get("outcome")]
         running.result = next((report for report in reports if report.get("outcome")), running.result)
         if process.exit_code is not None:
-            self._running, self._ended_s = None, now_s
+            self._running = None
             return [*events, running.ended_by_itself(now_s)]
         if running.killed_for is None and running.result is None:
             running.killed_for = self._reason_to_kill(running, now_s, cancel=cancel)

@@ -178,21 +178,22 @@ def test_a_damaged_model_is_refused_and_the_one_before_keeps_serving(
     follower.close()
 
 
-def test_a_request_is_found_once_and_its_answer_by_its_id(spec: KafkaSpec, topics: TopicsSpec) -> None:
+def test_what_nobody_answered_is_open_and_an_answer_is_found_by_its_id(
+    spec: KafkaSpec, topics: TopicsSpec
+) -> None:
     controls = Controls(spec, topics.control)
     answered, asked = (Request(command=Command.RETRAIN, trigger="http", sender="me") for _ in range(2))
     controls.write(answered)
     controls.write(Answer(id=answered.id, outcome="promoted", sender="worker"))
     controls.write(asked)
     follower = ControlFollower(spec, topics.control, start="beginning", interval_s=0.0)
-    found: list[Request] = []
-    until(lambda: bool(found), lambda: found.extend(follower.poll(0.05)))
-    assert found == [asked]
+    until(lambda: follower.caught_up, lambda: follower.poll(0.05))
+    assert follower.inbox.take() == [asked]
 
     controls.write(Answer(id=asked.id, outcome="no_data", sender="worker"))
-    until(lambda: asked.id in follower.answers, lambda: found.extend(follower.poll(0.05)))
-    assert follower.answers[asked.id].outcome == "no_data"
-    assert found == [asked]
+    until(lambda: asked.id in follower.inbox.answers, lambda: follower.poll(0.05))
+    assert follower.inbox.answers[asked.id].outcome == "no_data"
+    assert not follower.inbox.open
     controls.close()
     follower.close()
 

@@ -17,7 +17,7 @@ from forecaster.shell.kafka import TopicsSpec
 from forecaster.shell.kafka.log import Log
 from forecaster.shell.models import Models, ModelsFollower, NowServing
 from forecaster.shell.models.convert import from_stored, to_stored
-from forecaster.shell.retrain import Ended, Outcome, Retrainer, Situation
+from forecaster.shell.retrain import Ended, Outcome, Retrainer
 from forecaster.shell.trainer import job_for
 from tests.broker.workers import fresh_topics, spec_for, until
 
@@ -62,10 +62,9 @@ def retrained(config: Config) -> Ended:
     made = Retrainer(config.training, lambda fit_s: job_for(config, fit_s))
     made.request("cli", "the-request")
     ended: list[Ended] = []
-    serving = Situation(leads=True, serving=True, ticks=0, event_s=0.0)
 
     def turn() -> None:
-        ended.extend(event for event in made.poll(serving) if isinstance(event, Ended))
+        ended.extend(event for event in made.poll(leads=True, serving=True) if isinstance(event, Ended))
         time.sleep(0.02)
 
     try:

@@ -31,12 +31,30 @@ def test_an_answer_carries_the_id_of_its_request() -> None:
     assert encode(answer)[0] == encode(asked)[0]
 
 
-def test_an_open_request_is_given_once() -> None:
+def test_an_open_request_is_given_once_and_stays_open_until_it_is_answered() -> None:
     inbox, asked = Inbox(), request()
-    inbox.feed([record(asked)])
+    assert inbox.feed([record(asked)]) == [asked]
     assert inbox.take() == [asked]
-    inbox.feed([record(asked)])
+    assert inbox.feed([record(asked)]) == []
     assert inbox.take() == []
+    assert list(inbox.open.values()) == [asked]
+    answer = Answer(id=asked.id, outcome="promoted", sender="me")
+    assert inbox.feed([record(answer)]) == [answer]
+    assert not inbox.open
+
+
+def test_who_takes_requests_up_later_finds_those_that_nobody_answered() -> None:
+    inbox, asked, other = Inbox(), request(), request()
+    inbox.feed([record(asked), record(other)])
+    inbox.feed([record(Answer(id=asked.id, outcome="rejected", sender="another"))])
+    assert inbox.take() == [other]
+
+
+def test_annotations_are_facts_for_everybody_and_are_never_taken() -> None:
+    inbox, span = Inbox(), request(command=Command.ANNOTATE)
+    inbox.feed([record(span), record(span)])
+    assert inbox.take() == []
+    assert inbox.spans == [span]
 
 
 def test_a_request_that_was_answered_is_not_carried_out_again() -> None:
@@ -63,3 +81,5 @@ def test_memory_is_bounded() -> None:
     inbox.feed([record(request()) for _ in range(3_000)])
     assert len(inbox.answers) <= 1_000
     assert len(inbox.take()) <= 1_000
+    inbox.feed([record(request(command=Command.ANNOTATE)) for _ in range(6_000)])
+    assert len(inbox.spans) == 5_000

@@ -1,4 +1,4 @@
-"""When a retrain begins, what its end is called, and that nothing a trainer does keeps the loop waiting or changes
+"""How a retrain begins, what its end is called, and that nothing a trainer does keeps the loop waiting or changes
 what serves. Trainers here are small programs that crash, hang, grow or report, run as real processes.
 """
 
@@ -14,12 +14,9 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from forecaster.shell.retrain import Began, Ended, Event, GotOn, Outcome, Retrainer, RetrainSpec, Situation
+from forecaster.shell.retrain import Began, Ended, Event, GotOn, Outcome, Retrainer, RetrainSpec
 
-SPEC = RetrainSpec.model_validate(
-    {"on_start": False, "every_ticks": 0, "every_ratio": 0.0, "cooldown_s": 0.0}
-)
-STEADY = Situation(leads=True, serving=True, ticks=0, event_s=0.0)
+SPEC = RetrainSpec.model_validate({})
 
 READ = "import sys, json, time\njob = json.loads(sys.stdin.readline())\n"
 PROMOTES = (
@@ -50,20 +47,24 @@ def retrainer(
         made.stop()
 
 
-def until(made: Retrainer, kind: type[Event], situation: Situation = STEADY) -> list[Event]:
+def poll(made: Retrainer, *, leads: bool = True, serving: bool = True) -> list[Event]:
+    return made.poll(leads=leads, serving=serving)
+
+
+def until(made: Retrainer, kind: type[Event], **situation: bool) -> list[Event]:
     """Poll until an event of this kind has come; all events up to then."""
     events: list[Event] = []
     deadline_s = time.monotonic() + 30
     while time.monotonic() < deadline_s:
-        events += made.poll(situation)
+        events += poll(made, **situation)
         if any(isinstance(event, kind) for event in events):
             return events
         time.sleep(0.01)
     raise AssertionError(f"no {kind.__name__} came, only {events}")
 
 
-def the_end(made: Retrainer, situation: Situation = STEADY) -> Ended:
-    events = until(made, Ended, situation)
+def the_end(made: Retrainer, **situation: bool) -> Ended:
+    events = until(made, Ended, **situation)
     return next(event for event in events if isinstance(event, Ended))
 
 
@@ -143,7 +144,7 @@ def test_a_trainer_that_ignores_the_first_signal_gets_the_second() -> None:
         made.request("cli")
         until(made, GotOn)
         clock.now_s += SPEC.time_limit_s + 1
-        made.poll(STEADY)
+        poll(made)
         clock.now_s += 2
         assert the_end(made).outcome is Outcome.TIMED_OUT
 
@@ -153,7 +154,7 @@ def test_a_trainer_that_hangs_after_its_result_has_its_result() -> None:
     with retrainer(PROMOTES + "\nsys.stdout.flush()\ntime.sleep(600)", now=clock) as made:
         made.request("cli")
         while not (made._running and made._running.result):
-            made.poll(STEADY)
+            poll(made)
             time.sleep(0.01)
         clock.now_s += SPEC.time_limit_s + 1
         assert the_end(made).outcome is Outcome.PROMOTED
@@ -181,16 +182,15 @@ def test_stop_ends_the_trainer_and_says_so() -> None:
 
 
 def test_a_worker_that_no_longer_leads_cancels_its_trainer_and_starts_none() -> None:
-    follows = Situation(leads=False, serving=True, ticks=0, event_s=0.0)
     with retrainer(HANGS) as made:
         made.request("cli")
         until(made, GotOn)
-        assert the_end(made, follows).outcome is Outcome.CANCELLED
+        assert the_end(made, leads=False).outcome is Outcome.CANCELLED
         made.request("cli", "two")
-        (dismissed,) = made.poll(follows)
+        (dismissed,) = poll(made, leads=False)
         assert isinstance(dismissed, Ended)
         assert (dismissed.outcome, dismissed.ids) == (Outcome.CANCELLED, ("two",))
-        assert made.poll(follows) == []
+        assert poll(made, leads=False) == []
         assert not made.running
 
 
@@ -220,7 +220,7 @@ def test_what_was_compiled_is_removed_at_the_end() -> None:
         assert not os.path.exists(cache)
 
 
-# --- when ---
+# --- how many ---
 
 
 def test_a_thousand_requests_lead_to_one_retrain_and_one_more() -> None:
@@ -231,7 +231,7 @@ def test_a_thousand_requests_lead_to_one_retrain_and_one_more() -> None:
         first = pid_of(made)
         for i in range(1000):
             made.request("signal", str(1000 + i))
-            assert not any(isinstance(event, Began) for event in made.poll(STEADY))
+            assert not any(isinstance(event, Began) for event in poll(made))
         os.kill(first, signal.SIGKILL)
         events = until(made, Ended) + until(made, GotOn)
         assert sum(isinstance(event, Began) for event in events) == 1
@@ -243,74 +243,13 @@ def test_a_thousand_requests_lead_to_one_retrain_and_one_more() -> None:
         assert len(ended.ids) == 1000
 
 
-def test_the_schedule_counts_ticks_from_the_last_retrain() -> None:
-    spec = SPEC.model_copy(update={"every_ticks": 100})
-    with retrainer(PROMOTES, spec) as made:
-        assert made.poll(Situation(True, True, 5000, 0.0)) == []  # it counts from where it came in
-        assert made.poll(Situation(True, True, 5099, 0.0)) == []
-        assert made.poll(Situation(True, True, 5100, 0.0)) == [Began(("schedule",))]
-        after = Situation(True, True, 5150, 0.0)
-        the_end(made, after)
-        assert made.poll(after) == []
-        assert made.poll(Situation(True, True, 5200, 0.0)) == [Began(("schedule",))]
-
-
-def test_a_retrain_is_due_when_what_was_seen_has_grown_by_its_share() -> None:
-    spec = SPEC.model_copy(update={"every_ratio": 0.5, "every_ticks": 10_000})
-    with retrainer(PROMOTES, spec) as made:
-        assert made.poll(Situation(True, True, 1000, 0.0)) == []
-        nearly = Situation(True, True, 1499, 0.0)
-        assert made.poll(nearly) == []
-        assert made.due_ratio(nearly) == pytest.approx(0.998)
-        assert made.poll(Situation(True, True, 1500, 0.0)) == [Began(("schedule",))]
-    with retrainer(PROMOTES, spec) as made:
-        assert made.poll(Situation(True, True, 10**6, 0.0)) == []
-        assert made.poll(Situation(True, True, 10**6 + 10_000, 0.0)) == [Began(("schedule",))]
-
-
-def test_the_schedule_counts_event_time_and_waits_for_the_cooldown() -> None:
-    spec = SPEC.model_copy(update={"every_s": 3600.0, "cooldown_s": 60.0})
-    clock = Clock()
-    with retrainer(PROMOTES, spec, clock) as made:
-        assert made.poll(Situation(True, True, 0, 1e9)) == []
-        assert made.poll(Situation(True, True, 0, 1e9 + 3600)) == [Began(("schedule",))]
-        the_end(made, Situation(True, True, 0, 1e9 + 3600))
-        later = Situation(True, True, 0, 1e9 + 2 * 3600)
-        assert made.poll(later) == []
-        clock.now_s += 60
-        assert made.poll(later) == [Began(("schedule",))]
-
-
-def test_while_nothing_serves_it_tries_at_once_and_again_when_there_is_twice_as_much() -> None:
-    spec = SPEC.model_copy(update={"on_start": True})
-    with retrainer(PROMOTES.replace("promoted", "no_data"), spec) as made:
-        early = Situation(True, False, 800, 0.0)
-        assert made.poll(early) == [Began(("startup",))]
-        assert the_end(made, early).outcome is Outcome.NO_DATA
-        assert made.poll(Situation(True, False, 1599, 0.0)) == []
-        assert made.poll(Situation(True, False, 1600, 0.0)) == [Began(("startup",))]
-
-
 def test_the_first_fit_is_given_less_time() -> None:
     tells = READ + 'print(json.dumps({"stage": "end", "outcome": "rejected", "message": str(job["fit_s"])}))'
     with retrainer(tells) as made:
         made.request("cli")
-        assert the_end(made, Situation(True, False, 0, 0.0)).message == str(int(SPEC.first_fit_s))
+        assert the_end(made, serving=False).message == str(int(SPEC.first_fit_s))
         made.request("cli")
         assert the_end(made).message == str(int(SPEC.fit_s))
-
-
-def test_a_risen_error_asks_once_and_not_while_a_trainer_runs() -> None:
-    with retrainer(HANGS) as made:
-        found = [made.observe_errors(1000.0 if i < 50 else 3000.0, 1000, 60.0 * i) for i in range(100)]
-        assert found.index(True) > 50
-        assert made.poll(STEADY) == [Began(("drift",))]
-        made.request("drift")
-        os.kill(pid_of(made), signal.SIGKILL)
-        the_end(made)
-        assert made.poll(STEADY) == []
-    with retrainer(HANGS, SPEC.model_copy(update={"drift": False})) as made:
-        assert not any(made.observe_errors(1000.0 * i, 1000, 60.0 * i) for i in range(1, 100))
 
 
 # --- the parent's death ---

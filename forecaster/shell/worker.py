@@ -1,0 +1,181 @@
+"""What every worker has, whatever its loop does: a start and an end in order, signals, readiness, a pulse.
+
+A worker is told by signals and asked over HTTP; after each turn of its loop it says that it lives, to its metrics and
+to systemd. What a turn is, what readiness waits for and what has to be put away at the end is the worker's own.
+"""
+
+import os
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import structlog
+
+from forecaster.config import Config, change, load
+from forecaster.errors import BrokerError, ConfigError
+from forecaster.shell import log
+from forecaster.shell.http import Hooks, HttpServer
+from forecaster.shell.kafka.admin import Admin
+from forecaster.shell.metrics import Metrics, State
+from forecaster.shell.signals import Signals
+from forecaster.shell.systemd import Systemd
+from forecaster.shell.training import Training
+
+HOUSEKEEPING_S = 1.0
+STALLED_S = 30.0  # a loop that has not turned for so long is not healthy
+_log = structlog.get_logger(__name__)
+
+
+class Worker(ABC):
+    """The part of a worker that is not its work."""
+
+    def __init__(
+        self,
+        config: Config,
+        path: Path | None,
+        signals: Signals,
+        metrics: Metrics,
+        training: Training,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`path` is where the configuration is read again on HUP."""
+        self.config, self.path, self.signals, self.metrics = config, path, signals, metrics
+        self.training = training
+        self.turned_s = now()
+        self.starting = True
+        self.systemd = Systemd()
+        self._now = now
+        self._started_s = now()
+        self._housekeeping_s = float("-inf")
+        self._said_ready = False
+
+    # ------------------------------------------------------------------ the worker's own
+
+    @abstractmethod
+    def start(self) -> None:
+        """Everything that has to be there before the first turn."""
+
+    @abstractmethod
+    def turn(self) -> None:
+        """One turn of the loop; ends with `turned`."""
+
+    @abstractmethod
+    def housekeeping(self) -> None:
+        """Once a second: figures that need not be fresher."""
+
+    @abstractmethod
+    def missing(self) -> list[str]:
+        """What readiness still waits for, in words; empty when the work is done."""
+
+    @abstractmethod
+    def about(self) -> dict[str, object]:
+        """For the report: where the work stands."""
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Finish what is in hand, and close."""
+
+    # ------------------------------------------------------------------ from start to end
+
+    def run(self) -> None:
+        """Start, turn until told to stop, end in order."""
+        with ExitStack() as stack:
+            stack.callback(self.drain)
+            if self.config.http.enabled:
+                hooks = Hooks(self.health, self.ready, self.status, self.training.request_retrain)
+                server = HttpServer(self.config.http, self.metrics.registry, hooks)
+                stack.callback(server.close)
+                server.start()
+            self.start()
+            self.starting = False
+            while not self.signals.stopping:
+                self.turn()
+
+    def prepare_topics(self) -> None:
+        """Create what is missing (where allowed); wait for a broker that is not there yet. Raises ConfigError."""
+        config = self.config
+        while not self.signals.stopping:
+            self.turned_s = self._now()
+            try:
+                admin = Admin(config.kafka)
+            except BrokerError as error:
+                _log.warning("no_broker", error=str(error), mend="waiting for it")
+                continue
+            try:
+                if config.topics.create and (created := admin.create_missing(config.topics)):
+                    _log.info("topics_created", topics=created)
+                if problems := admin.check(config.topics):
+                    raise ConfigError("\n".join(problems))
+            finally:
+                admin.close()
+            return
+
+    def turned(self) -> None:
+        """A turn is over: take signals, do what is done once a second, and say that the loop lives."""
+        self.take_signals()
+        now_s = self._now()
+        if now_s - self._housekeeping_s >= HOUSEKEEPING_S:
+            self._housekeeping_s = now_s
+            self.housekeeping()
+            self._say_ready()
+        self.turned_s = self._now()
+        self.metrics.loop_iterations.inc()
+        self.metrics.loop_last_iteration.set(time.time())
+        self.systemd.alive()
+
+    def _say_ready(self) -> None:
+        ready = not self.missing()
+        self.metrics.ready.set(ready)
+        if ready:
+            self.metrics.state.state(State.RUNNING)
+        if ready and not self._said_ready:
+            self._said_ready = True
+            self.systemd.ready()
+            _log.info("ready", seconds=round(self._now() - self._started_s, 1), **self.about())
+
+    # ------------------------------------------------------------------ signals
+
+    def take_signals(self) -> None:
+        """HUP: read the configuration again. USR2: write a report to the log."""
+        if came := self.signals.take(signal.SIGHUP):
+            self.metrics.signals["HUP"].inc(came)
+            self.reload()
+        if came := self.signals.take(signal.SIGUSR2):
+            self.metrics.signals["USR2"].inc(came)
+            _log.info("status", **self.status())
+
+    def reload(self) -> None:
+        """Take over what may change while running; name what may not. A broken file changes nothing."""
+        self.metrics.config_reloads.inc()
+        try:
+            wanted = change(self.config, load(self.path, os.environ))
+        except ConfigError as error:
+            self.metrics.config_reload_failures.inc()
+            self.metrics.config_last_reload_successful.set(0)
+            _log.error("configuration_refused", error=str(error), mend="the running one stays")
+            return
+        self.config = wanted.config
+        self.training.configure(wanted.config)
+        log.configure(wanted.config.log)
+        self.metrics.watch(wanted.config.metrics.series)
+        self.metrics.config_last_reload_successful.set(1)
+        _log.info("configuration_reloaded", taken=wanted.taken, need_a_restart=wanted.refused)
+
+    # ------------------------------------------------------------------ reports
+
+    def health(self) -> dict[str, object]:
+        """Whether the loop is turning."""
+        idle_s = self._now() - self.turned_s
+        return {"ok": idle_s < STALLED_S or self.starting, "last_turn_s": round(idle_s, 3)}
+
+    def ready(self) -> dict[str, object]:
+        """Whether the work is done, and what that still waits for."""
+        missing = self.missing()
+        return {"ready": not missing, "missing": missing}
+
+    def status(self) -> dict[str, object]:
+        """What an operator wants to see at a glance; also written to the log on USR2."""
+        return {**self.ready(), **self.about()}

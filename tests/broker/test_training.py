@@ -1,0 +1,137 @@
+"""A fleet with predictors and trainers on Apache Kafka: who asks, who trains, and what all of them know."""
+
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from forecaster.config import Config
+from forecaster.shell.control import Answer, Command, ControlFollower, Controls, Request
+from forecaster.shell.metrics import Metrics
+from forecaster.shell.models import Models
+from forecaster.shell.signals import Signals
+from forecaster.shell.trainers import TrainingWorker
+from forecaster.shell.training import Training
+from tests.broker.workers import fresh_topics, spec_for, until
+from tests.shell.test_models import model
+
+TELLS = """
+import sys, json
+job = json.loads(sys.stdin.readline())
+print(json.dumps({"stage": "end", "outcome": "rejected", "message": json.dumps(job["spans"])}))
+"""
+HANGS = "import sys, time\nsys.stdin.readline()\ntime.sleep(600)"
+
+
+class Fleet:
+    """Workers of one group; those that predict are here without their ticks."""
+
+    def __init__(self, kafka: str) -> None:
+        self.config = Config(kafka=spec_for(kafka), topics=fresh_topics(kafka, partitions=1))
+        self.controls = Controls(self.config.kafka, self.config.topics.control)
+        self._closing: list[Callable[[], None]] = [self.controls.close]
+
+    def training(self, program: str = TELLS) -> Training:
+        made = Training(self.config, self._metrics(), Signals(), (sys.executable, "-c", program))
+        self._closing.append(made.stop)
+        return made
+
+    def trainer(self, program: str = TELLS) -> TrainingWorker:
+        """One that is turned by the test; `drain` ends it."""
+        training = Training(self.config, self._metrics(), Signals(), (sys.executable, "-c", program))
+        return TrainingWorker(self.config, None, Signals(), training._metrics, training)
+
+    def ask(self, command: Command = Command.RETRAIN, **arguments: object) -> str:
+        request = Request(command=command, trigger="cli", sender="me", arguments=arguments)
+        self.controls.write(request)
+        return request.id
+
+    def answer(self, request_id: str, *turns: Callable[[], object]) -> Answer:
+        """What came of a request, as its sender sees it."""
+        follower = ControlFollower(self.config.kafka, self.config.topics.control, start="beginning")
+        try:
+            until(lambda: request_id in follower.inbox.answers, lambda: follower.poll(0.02), *turns)
+            return follower.inbox.answers[request_id]
+        finally:
+            follower.close()
+
+    def close(self) -> None:
+        for close in self._closing:
+            close()
+
+    def _metrics(self) -> Metrics:
+        return Metrics(horizon=self.config.model.horizon, levels=self.config.model.levels)
+
+
+@pytest.fixture
+def fleet(kafka: str) -> Iterator[Fleet]:
+    made = Fleet(kafka)
+    yield made
+    made.close()
+
+
+def began(worker: TrainingWorker) -> int:
+    return sum(int(child._value.get()) for child in worker.metrics.retrains.values())
+
+
+def test_a_predictor_asks_and_the_one_trainer_that_leads_trains(fleet: Fleet) -> None:
+    predictor, trainers = fleet.training(), (fleet.trainer(), fleet.trainer())
+
+    def turns() -> None:
+        predictor.poll(decides=True, leads=False, serving=False)
+        for trainer in trainers:
+            trainer.turn()
+
+    until(lambda: all(not trainer.missing() for trainer in trainers), turns)
+    assert sum(trainer.election.won for trainer in trainers) == 1
+    until(lambda: predictor.status()["last_retrain"] is not None, turns)
+    (told,) = [dict(predictor.status())["last_retrain"]]
+    assert told["outcome"] == "rejected"  # type: ignore[index]
+    assert predictor.status()["retraining"] is False
+    leader = next(trainer for trainer in trainers if trainer.election.won)
+    assert [began(trainer) for trainer in trainers] == [int(trainer is leader) for trainer in trainers]
+
+    leader.drain()
+    (heir,) = (trainer for trainer in trainers if trainer is not leader)
+    assert fleet.answer(fleet.ask(), heir.turn).outcome == "rejected"
+    assert began(heir) == 1
+    heir.drain()
+
+
+def test_a_request_waits_for_somebody_who_leads_and_a_stopped_trainer_says_so(fleet: Fleet) -> None:
+    asked = fleet.ask()
+    follows = fleet.training(HANGS)
+    until(lambda: follows.known, lambda: follows.poll(decides=False, leads=False, serving=True))
+    assert follows.status()["retraining"] is False
+    until(
+        lambda: follows.status()["retraining"] is True,
+        lambda: follows.poll(decides=False, leads=True, serving=True),
+    )
+    follows.stop()
+    assert fleet.answer(asked).outcome == "cancelled"
+
+
+def test_what_is_annotated_is_left_out_by_whoever_trains(fleet: Fleet) -> None:
+    fleet.ask(Command.ANNOTATE, series="s1", start_s=10.0, end_s=20)
+    fleet.ask(Command.ANNOTATE, series="", start_s="not a time", end_s=20.0)
+    fleet.ask(Command.ANNOTATE, start_s=30.0, end_s=40.0)
+    trains = fleet.training()
+    told = fleet.answer(fleet.ask(), lambda: trains.poll(decides=False, leads=True, serving=True))
+    assert told.message == '[["s1", 10.0, 20.0], ["", 30.0, 40.0]]'
+
+
+def test_a_roll_back_is_done_once_and_answered(fleet: Fleet) -> None:
+    models = Models(fleet.config.kafka, fleet.config.topics.models)
+    for version in ("v1", "v2"):
+        models.publish(model(version))
+        models.serve(version, "test")
+    first, second = fleet.training(), fleet.training()
+    asked = fleet.ask(Command.ROLL_BACK)
+    told = fleet.answer(asked, lambda: first.poll(decides=False, leads=True, serving=True))
+    assert (told.outcome, told.message) == ("rolled_back", "v1")
+    later = fleet.ask(Command.ROLL_BACK, version="nonsense")
+    told = fleet.answer(later, lambda: second.poll(decides=False, leads=True, serving=True))
+    assert told.outcome == "failed"
+    served = models.fetch()
+    assert served is not None
+    assert served.version == "v1"
