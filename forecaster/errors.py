@@ -5,6 +5,7 @@
     ├── DataError          theirs: a file or record that cannot be used
     ├── BrokerError        the broker is away or refuses
     │   └── FencedError    another instance took over this one's identity
+    ├── StuckError         nothing gets on any more, and what could be mended from inside was
     └── BugError           a law of the program was broken: please report it
 
 Expected outcomes (a late tick, a candidate that is not good enough) are values, never exceptions.
@@ -39,6 +40,12 @@ class FencedError(BrokerError):
     """Another instance uses the same identity; this one has to stop."""
 
     exit_code = 5
+
+
+class StuckError(ForecasterError):
+    """The loop, a partition or the way to the broker does not get on; a new process may."""
+
+    exit_code = 6
 
 
 class BugError(ForecasterError):

@@ -26,7 +26,7 @@ from forecaster.shell import log
 from forecaster.shell.assignment import Assignment
 from forecaster.shell.dead_letters import letter
 from forecaster.shell.figures import Figures
-from forecaster.shell.kafka import Record
+from forecaster.shell.kafka import Change, Moved, Record
 from forecaster.shell.kafka.delivery import AtLeastOnce, Delivery
 from forecaster.shell.kafka.source import Source
 from forecaster.shell.lifecycle import Lifecycle
@@ -34,6 +34,7 @@ from forecaster.shell.metrics import Metrics, Phase, Stage, State, count_compile
 from forecaster.shell.pipeline import Answers, Pipeline
 from forecaster.shell.signals import Signals
 from forecaster.shell.training import Training
+from forecaster.shell.watchdog import PartitionWatch
 from forecaster.shell.worker import STALLED_S, Worker
 
 IDLE_POLL_S = 0.05  # how long a turn waits for ticks: bounds the answer to a signal
@@ -82,6 +83,7 @@ class Daemon(Worker):
         self.figures = Figures(metrics, fold, source, delivery)
         self.compiled = False
         self._trains = trains
+        self._partition_watch = PartitionWatch(config.kafka.give_up_s, now)
 
     # ------------------------------------------------------------------ the start
 
@@ -121,7 +123,7 @@ class Daemon(Worker):
         with self.metrics.stage(Stage.POLL):
             records = self.source.poll(0.0 if self.assignment.rebuilding else IDLE_POLL_S)
         polled_s = self._now()
-        self.assignment.apply(self.source.changes())
+        self.assignment.apply(self._heard(self.source.changes()))
         self.restore(self.assignment.rebuild())
         if records:
             self.answer(records, polled_s)
@@ -129,6 +131,12 @@ class Daemon(Worker):
         owner = 0 in self.assignment.serving
         self.lifecycle.poll(decides=owner, leads=owner and self._trains)
         self.turned()
+
+    def _heard(self, changes: list[Change]) -> list[Change]:
+        for change in changes:
+            if isinstance(change, Moved):
+                self._partition_watch.forget(change.partition)
+        return changes
 
     def restore(self, records: Sequence[Record]) -> None:
         """Fold records that were answered before."""
@@ -216,8 +224,18 @@ class Daemon(Worker):
     def housekeeping(self) -> None:
         """Once a second: figures that need not be fresher."""
         self.figures.tell()
+        positions = self.source.positions()
+        self._partition_watch.look(
+            {p: positions[p] for p in self.assignment.serving & positions.keys()}, self.source.lag()
+        )
+        self.metrics.partition_stuck.set(self._partition_watch.stuck_s)
         if self.assignment.waiting:
             self.metrics.state.state(State.REBUILDING)
+
+    @property
+    def last_contact_s(self) -> float:
+        """When a broker last answered (monotonic)."""
+        return self.source.last_contact_s
 
     def missing(self) -> list[str]:
         """What readiness still waits for; empty when ticks are answered."""

@@ -199,6 +199,12 @@ class Metrics:
             "reason",
             REBUILD_REASONS,
         )
+        self.broker_last_contact = self._gauge(
+            "broker_last_contact_timestamp_seconds", "When a broker last answered."
+        )
+        self.partition_stuck = self._gauge(
+            "partition_stuck_seconds", "How long the worst partition that has lag has not advanced."
+        )
         self.position_moves = self._counters(
             "position_moves", "Times that a policy, not a commit, chose where to read.", "reason", MoveReason
         )

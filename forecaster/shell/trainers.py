@@ -52,6 +52,11 @@ class Election:
         """Whether a broker answers."""
         return self._source.connected
 
+    @property
+    def last_contact_s(self) -> float:
+        """When a broker last answered (monotonic)."""
+        return self._source.last_contact_s
+
     def poll(self, timeout_s: float) -> None:
         """Stay a member; nothing is ever read, since what is given stays paused."""
         self._source.poll(timeout_s)
@@ -103,6 +108,11 @@ class TrainingWorker(Worker):
 
     def housekeeping(self) -> None:
         """Nothing but what every worker does."""
+
+    @property
+    def last_contact_s(self) -> float:
+        """When a broker last answered (monotonic)."""
+        return self.election.last_contact_s
 
     def missing(self) -> list[str]:
         """What readiness still waits for; empty when a request would be carried out, here or by the one that leads."""

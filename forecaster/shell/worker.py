@@ -23,6 +23,7 @@ from forecaster.shell.metrics import Metrics, State
 from forecaster.shell.signals import Signals
 from forecaster.shell.systemd import Systemd
 from forecaster.shell.training import Training
+from forecaster.shell.watchdog import BrokerWatch, LoopWatch
 
 HOUSEKEEPING_S = 1.0
 STALLED_S = 30.0  # a loop that has not turned for so long is not healthy
@@ -51,6 +52,8 @@ class Worker(ABC):
         self._started_s = now()
         self._housekeeping_s = float("-inf")
         self._said_ready = False
+        self._turns = 0
+        self._broker_watch = BrokerWatch(config.kafka.give_up_s, now)
 
     # ------------------------------------------------------------------ the worker's own
 
@@ -69,6 +72,11 @@ class Worker(ABC):
     @abstractmethod
     def missing(self) -> list[str]:
         """What readiness still waits for, in words; empty when the work is done."""
+
+    @property
+    @abstractmethod
+    def last_contact_s(self) -> float:
+        """When a broker last answered (monotonic)."""
 
     @abstractmethod
     def about(self) -> dict[str, object]:
@@ -91,6 +99,7 @@ class Worker(ABC):
                 server.start()
             self.start()
             self.starting = False
+            LoopWatch(lambda: self._turns, self.config.kafka.max_poll_interval_s + STALLED_S).start()
             while not self.signals.stopping:
                 self.turn()
 
@@ -103,6 +112,7 @@ class Worker(ABC):
                 admin = Admin(config.kafka)
             except BrokerError as error:
                 _log.warning("no_broker", error=str(error), mend="waiting for it")
+                self._broker_watch.look(self._started_s)
                 continue
             try:
                 if config.topics.create and (created := admin.create_missing(config.topics)):
@@ -121,6 +131,10 @@ class Worker(ABC):
             self._housekeeping_s = now_s
             self.housekeeping()
             self._say_ready()
+            silent_s = now_s - self.last_contact_s
+            self.metrics.broker_last_contact.set(time.time() - silent_s)
+            self._broker_watch.look(self.last_contact_s)
+        self._turns += 1
         self.turned_s = self._now()
         self.metrics.loop_iterations.inc()
         self.metrics.loop_last_iteration.set(time.time())

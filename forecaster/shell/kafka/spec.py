@@ -113,6 +113,12 @@ class KafkaSpec(Spec):
     stall_s: float = Field(
         60.0, ge=1, description="a partition that has lag and gives nothing for so long gets a new client"
     )
+    give_up_s: float = Field(
+        600.0,
+        ge=30,
+        description="when no broker answers for so long, or a partition that has lag does not advance, the process "
+        "ends with exit code 6, so that its supervisor can act",
+    )
 
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
@@ -168,6 +174,10 @@ class KafkaSpec(Spec):
             (
                 exactly_once and self.transaction_timeout_s <= self.request_timeout_s,
                 "transaction_timeout_s has to be longer than request_timeout_s",
+            ),
+            (
+                self.give_up_s <= self.stall_s + self.max_poll_interval_s,
+                "give_up_s has to be longer than stall_s + max_poll_interval_s",
             ),
             (
                 self.delivery_timeout_s < self.request_timeout_s + self.linger_s,
