@@ -6,9 +6,10 @@ decoder, grid, fold, promotion and swaps. Nothing is published, and nothing here
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from jax import Array
 from forecaster.config import Config
 from forecaster.core import experts, table
 from forecaster.core.fold import Fold, Issued
+from forecaster.core.model import Model
 from forecaster.core.promote import Decision, Retrained, retrain
 from forecaster.core.train import Failure, Progress
 from forecaster.shell.kafka import Record
@@ -73,8 +75,13 @@ def backtest(
     config: Config,
     warm_up: float = 0.6,
     progress: Callable[[Progress], bool] = lambda _: True,
+    swaps: Mapping[int, Model] | None = None,
 ) -> Iterator[Part | Verdict]:
-    """Forecasts and verdicts in the order in which they come about."""
+    """Forecasts and verdicts in the order in which they come about.
+
+    With `swaps`, the models of a run that was recorded, by the number of the record before which each began to serve,
+    nothing is trained: without a warm-up the forecasts are those of that run.
+    """
     records, warm = ordered(records, warm_up)
     training = config.training
     names = len({record.key for record in records})
@@ -86,14 +93,15 @@ def backtest(
     pipeline = Pipeline(fold, config.tick, config.grid, config.topics.ticks, metrics)
     slicer = Slicer(config.tick, config.grid)
     next_retrain, began_s, newest_s = float(warm), float("-inf"), float("-inf")
-    starts = _starts(len(records), warm)
+    starts = _starts(len(records), warm, swaps or ())
     noted = set(starts[-1 :: -max(1, (len(records) - warm) // CHUNK // LOOKS)])
-    for start in starts:
+    for start, end in pairwise((*starts, len(records))):
+        if swaps is not None and start in swaps:
+            fold.swap(swaps[start])
         due_by_time = training.every_s > 0 and newest_s - began_s >= training.every_s
-        if start >= next_retrain or (start >= warm and due_by_time):
+        if swaps is None and (start >= next_retrain or (start >= warm and due_by_time)):
             next_retrain, began_s = start + training.ticks_between(start), newest_s
             yield _retrain(fold, slicer, config, start, progress)
-        end = min(start + CHUNK, warm if start < warm else len(records))
         slicer.add(records[start:end])
         answers = pipeline.handle(records[start:end], live=False)
         newest_s = max(newest_s, answers.newest_s)
@@ -102,8 +110,8 @@ def backtest(
         yield Part(answers.issued, end, len(records), not streamed, shares)
 
 
-def _starts(total: int, warm: int) -> list[int]:
-    return [*range(0, warm, CHUNK), *range(warm, total, CHUNK)]
+def _starts(total: int, warm: int, swaps: Collection[int]) -> list[int]:
+    return sorted({*range(0, warm, CHUNK), *range(warm, total, CHUNK), *swaps})
 
 
 def _retrain(
