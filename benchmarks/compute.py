@@ -21,11 +21,11 @@ from forecaster.core import advance as fold
 from forecaster.core import table
 from forecaster.core.advance import Serving, Steps
 from forecaster.core.features import SEASONS
-from forecaster.core.fold import BATCH, QUICK
+from forecaster.core.fold import QUICK
 from forecaster.core.model import ModelSpec, init
 from forecaster.core.table import Index, SeriesSpec
 
-LARGE_BATCH = 4096
+BATCH, LARGE_BATCH = 512, 4096
 GROUPS = 4  # sets of rows that take turns
 HEADROOM = 1.3  # of memory, over what the largest table takes
 

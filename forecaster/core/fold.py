@@ -22,19 +22,19 @@ from forecaster.core.features import DAY_S, WEEK_DAYS
 from forecaster.core.grid import GridSpec, Step, close_bars, due_s, place_in_bar, place_tick
 from forecaster.core.model import Model, ModelSpec, untrained
 from forecaster.core.pages import Replay
+from forecaster.core.schedule import Call, Shape, plan
 from forecaster.core.score import Scores
 from forecaster.core.table import Index, Rows, Series, SeriesSpec
 from forecaster.core.tick import Outcome, Tick
 
-BATCH = 512  # series of a large batch
 QUICK: Any = {
     "xla_backend_optimization_level": 1
 }  # compiles a quarter faster than the default, and runs as fast
 PLANT = 64  # newborn series a batch
 REWARM = 64  # series whose carry is warmed up at once
-HOT = 6  # steps of one series in a batch from which they run inside one program
-LANES = 32  # series of that program, which also runs small batches
-ROUNDS = 16  # most steps of each in one call
+WIDE = Shape(256, 1, 800, 2400)
+LANES, ROUNDS = 32, 16  # few series, which a small batch has, too
+ALONE = Shape(1, 128, 500, 36)
 LENDERS = 512  # series of a partition that a newborn borrows from
 LOAN_EVERY = 2048  # offsets after which a partition's loan is made anew
 MOST_LENT = 256  # loans that are kept for whoever writes them down
@@ -120,9 +120,10 @@ class Fold:
         lanes: int = LANES,
         rounds: int = ROUNDS,
     ) -> None:
-        """Batches of at most `lanes` series, and many steps of one, run in one program, `rounds` steps at once."""
+        """`lanes` and `rounds` of the program for a few series; the others have fixed sizes."""
         self.spec, self.grid, self.same_time = spec, grid, same_time
-        self._lanes, self._most_rounds = lanes, rounds
+        self._lanes = lanes
+        self._shapes = WIDE, Shape(lanes, rounds, 500, 16 * lanes), ALONE
         self.index = Index(series)
         self.rows = table.empty(fold.layout(spec), series.max_series)
         self.swaps = 0
@@ -267,49 +268,49 @@ class Fold:
     def _run_segment(
         self, work: "_Work", at: np.ndarray, served: _Served, collect: Callable[..., None]
     ) -> None:
-        turn, turns = _turns(work.row[at])
-        hot = (turns > HOT) & ~_any_replanted(work.fresh[at], turn, work.row[at])
-        self._prepare(work, at[turn == 0], served)
-        for number in range(int(turn[~hot].max(initial=-1)) + 1):
-            now = at[(turn == number) & ~hot]
-            if number:
-                self._plant(work, now, served)
-            for start in range(0, len(now), BATCH):
-                some = now[start : start + BATCH]
-                if len(some) > self._lanes:
-                    self._once(work, some, served, collect)
+        chains = _Chains(work.row[at], work.fresh[at])
+        for life in range(chains.lives):
+            ours, start, lengths = chains.of_life(life)
+            steps = at[ours]
+            self._prepare(work, steps[start], served)
+            for call in plan(lengths, self._shapes):
+                lane = np.repeat(np.arange(len(call.chains)), call.steps)
+                turn = np.arange(len(lane)) - np.repeat(np.cumsum(call.steps) - call.steps, call.steps)
+                some = steps[(start[call.chains] + call.first)[lane] + turn]
+                if call.shape.rounds == 1:
+                    self._once(work, some, call, served, collect)
                 else:
-                    self._rounds(work, some, np.zeros(len(some), np.int64), served, collect)
-        if hot.any():
-            self._rounds(work, at[hot], turn[hot], served, collect)
+                    self._rounds(work, some, (turn, lane), call, served, collect)
 
-    def _once(self, work: "_Work", at: np.ndarray, served: _Served, collect: Callable[..., None]) -> None:
-        idx = self._padded(work.row[at], BATCH)
-        changes, forecasts, scores = self._program("advance", BATCH)(
-            served.serving, self.rows, idx, work.steps(at, BATCH)
+    def _once(
+        self, work: "_Work", at: np.ndarray, call: Call, served: _Served, collect: Callable[..., None]
+    ) -> None:
+        size = call.shape.lanes
+        idx = self._padded(work.row[at], size)
+        changes, forecasts, scores = self._program("advance", size)(
+            served.serving, self.rows, idx, work.steps(at, slice(0, len(at)), (size,))
         )
-        self.rows = self._program("write", BATCH)(self.rows, idx, changes)
+        self.rows = self._program("write", size)(self.rows, idx, changes)
         collect(at, slice(0, len(at)), forecasts, scores)
 
     def _rounds(
-        self, work: "_Work", at: np.ndarray, turn: np.ndarray, served: _Served, collect: Callable[..., None]
+        self,
+        work: "_Work",
+        at: np.ndarray,
+        cell: tuple[np.ndarray, np.ndarray],
+        call: Call,
+        served: _Served,
+        collect: Callable[..., None],
     ) -> None:
-        """Steps of a few series that have many: ROUNDS at a time inside one program."""
-        size, most = self._lanes, self._most_rounds
-        rows, lane = np.unique(work.row[at], return_inverse=True)
-        for first in range(0, len(rows), size):
-            idx = self._padded(rows[first : first + size], size)
-            ours = (lane >= first) & (lane < first + size)
-            for start in range(0, int(turn[ours].max()) + 1, most):
-                some = ours & (turn >= start) & (turn < start + most)
-                cell = (turn[some] - start, lane[some] - first)
-                steps = work.steps_of_rounds(at[some], cell, (most, size))
-                used = np.int32(turn[some].max() - start + 1)
-                local, forecasts, scores = self._program("rounds", size)(
-                    served.serving, self.rows, idx, steps, used
-                )
-                self.rows = self._program("put", size)(self.rows, idx, local)
-                collect(at[some], cell, forecasts, scores)
+        """Several steps of a few series inside one program; `cell` says in which round and lane each runs."""
+        size = call.shape.lanes
+        idx = self._padded(work.row[at[cell[0] == 0]], size)
+        steps = work.steps(at, cell, (call.shape.rounds, size))
+        local, forecasts, scores = self._program("rounds", size)(
+            served.serving, self.rows, idx, steps, np.int32(call.rounds)
+        )
+        self.rows = self._program("put", size)(self.rows, idx, local)
+        collect(at, cell, forecasts, scores)
 
     def _padded(self, rows: np.ndarray, size: int) -> np.ndarray:
         idx = np.full(size, self.index.spec.max_series, np.int32)
@@ -451,7 +452,8 @@ class Fold:
 
     def programs(self, spec: ModelSpec, each: Callable[..., Iterable[Any]] = map) -> Programs:
         """All programs for networks of this spec on a table like ours; reads shapes only, so safe beside the loop."""
-        wanted = [("rounds", self._lanes), ("put", self._lanes), ("take", self._lanes), *_PROGRAMS]
+        sizes = [(name, shape.lanes) for shape in self._shapes for name in _names(shape)]
+        wanted = [*sizes, ("take", self._lanes), *_PROGRAMS]
         made = each(lambda key: self._compiled(spec, *key), wanted)
         return dict(zip(wanted, made, strict=True))
 
@@ -506,7 +508,8 @@ class Fold:
             case "write":
                 program = table.write, True, (rows, idx, result(advance, serving, rows, idx, steps)[0])
             case "rounds":
-                program = rounds, False, (serving, rows, idx, like(steps, self._most_rounds), number)
+                most = next(shape.rounds for shape in self._shapes if shape.lanes == size)
+                program = rounds, False, (serving, rows, idx, like(steps, most), number)
             case "put":
                 program = table.put, True, (rows, idx, result(table.take, rows, idx))
             case "take":
@@ -522,15 +525,18 @@ class Fold:
         return program
 
 
+def _names(shape: Shape) -> tuple[str, str]:
+    """The program that computes, and the one that writes."""
+    return ("advance", "write") if shape.rounds == 1 else ("rounds", "put")
+
+
 _PROGRAMS = (
-    ("advance", BATCH),
-    ("write", BATCH),
     ("rewarm", REWARM),
     ("set_carry", REWARM),
     ("lend", LENDERS),
     ("plant", PLANT),
 )
-"""Those of fixed size, the longest to compile first."""
+"""Those beside the steps, the longest to compile first."""
 
 
 class _Work:
@@ -551,17 +557,9 @@ class _Work:
         self._week = (self.time_s / DAY_S % WEEK_DAYS).astype(np.float32)
         self._live = (self.source >= 0) & live
 
-    def steps(self, at: np.ndarray, size: int) -> Steps:
-        """The steps `at`, padded to `size`."""
-        return self._fill(at, slice(0, len(at)), (size,))
+    def steps(self, at: np.ndarray, where: Any, shape: tuple[int, ...]) -> Steps:
+        """The steps `at`, put `where` they run in arrays of this shape; the rest is padding."""
 
-    def steps_of_rounds(
-        self, at: np.ndarray, cell: tuple[np.ndarray, np.ndarray], shape: tuple[int, int]
-    ) -> Steps:
-        """The steps `at` put into their cells (round, lane)."""
-        return self._fill(at, cell, shape)
-
-    def _fill(self, at: np.ndarray, where: Any, shape: tuple[int, ...]) -> Steps:
         def spread(values: np.ndarray) -> Any:
             out = np.zeros(shape, values.dtype)
             out[where] = values
@@ -581,16 +579,25 @@ def _serving(model: Model) -> Serving:
     return Serving(params, jnp.asarray(model.periods, jnp.int32), jnp.asarray(bool(model.version)))
 
 
-def _turns(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each entry: how many entries of its row came before it, and how many its row has in all."""
-    _, group, counts = np.unique(rows, return_inverse=True, return_counts=True)
-    order = np.argsort(group, kind="stable")
-    starts = np.cumsum(counts) - counts
-    turn = np.empty(len(rows), np.int64)
-    turn[order] = np.arange(len(rows)) - np.repeat(starts, counts)
-    return turn, counts[group]
+class _Chains:
+    """The steps of each row, in order. A row that starts anew in the middle has several lives, one after another."""
 
+    def __init__(self, rows: np.ndarray, fresh: np.ndarray) -> None:
+        self._order = np.argsort(rows, kind="stable")
+        rows, fresh = rows[self._order], fresh[self._order]
+        self._first = np.ones(len(rows), bool)
+        self._first[1:] = rows[1:] != rows[:-1]
+        again = np.cumsum(fresh & ~self._first)
+        self._life = again - np.maximum.accumulate(np.where(self._first, again, 0))
+        self._first |= fresh
 
-def _any_replanted(fresh: np.ndarray, turn: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Entries of rows that start anew in the middle of the batch."""
-    return np.isin(rows, rows[fresh & (turn > 0)])
+    @property
+    def lives(self) -> int:
+        """Most of one row."""
+        return int(self._life.max(initial=-1)) + 1
+
+    def of_life(self, life: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Steps by row and in order, where the chain of each row starts among them, and its length."""
+        ours = self._life == life
+        start = np.flatnonzero(self._first[ours])
+        return self._order[ours], start, np.diff(start, append=np.count_nonzero(ours))

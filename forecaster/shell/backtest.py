@@ -87,8 +87,7 @@ def backtest(
     names = len({record.key for record in records})
     # Series of a file may come from different years: none is dropped for being idle.
     series = config.series.model_copy(update={"idle_s": float("inf"), "max_series": max(names, 8)})
-    lanes = 1 << (min(names, 32) - 1).bit_length()
-    fold = Fold(config.model, series, config.grid, config.tick.same_time, lanes=lanes, rounds=512 // lanes)
+    fold = Fold(config.model, series, config.grid, config.tick.same_time)
     metrics = Metrics(config.metrics, horizon=config.model.horizon, levels=config.model.levels)
     pipeline = Pipeline(fold, config.tick, config.grid, config.topics.ticks, metrics)
     slicer = Slicer(config.tick, config.grid)
