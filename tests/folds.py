@@ -10,11 +10,13 @@ from forecaster.core import features, model
 from forecaster.core.fold import Fold, Issued
 from forecaster.core.grid import GridSpec
 from forecaster.core.model import Card, Model, ModelSpec
+from forecaster.core.schedule import Shape
 from forecaster.core.table import SeriesSpec
 from forecaster.core.tick import Outcome, Tick
 
 SPEC = ModelSpec(hidden=8, horizon=3, levels=(0.1, 0.5, 0.9), context_length=16, warm_up=4)
 LANES, ROUNDS, ROWS = 4, 8, 16
+SHAPES = Shape(8, 1, 8, 24), Shape(LANES, ROUNDS, 5, 12), Shape(1, 16, 5, 1)
 START_S = 1.7e9
 
 _programs: dict[tuple[Any, ...], dict[Any, Any]] = {}
@@ -25,14 +27,14 @@ def make_fold(
     grid: GridSpec | None = None,
     *,
     rows: int = ROWS,
-    lanes: int = LANES,
+    shapes: Sequence[Shape] = SHAPES,
     idle_s: float = 7 * 86400.0,
     same_time: str = "drop_equal",
 ) -> Fold:
     """A fold with nothing in it; folds of one shape share their compiled programs."""
     series = SeriesSpec(max_series=rows, idle_s=idle_s)
-    fold = Fold(spec, series, grid or GridSpec(), same_time, lanes=lanes, rounds=ROUNDS)
-    fold._programs = _programs.setdefault((spec, rows, lanes), {})
+    fold = Fold(spec, series, grid or GridSpec(), same_time, shapes=shapes)
+    fold._programs = _programs.setdefault((spec, rows, tuple(shapes)), {})
     return fold
 
 

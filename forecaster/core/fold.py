@@ -32,9 +32,8 @@ QUICK: Any = {
 }  # compiles a quarter faster than the default, and runs as fast
 PLANT = 64  # newborn series a batch
 REWARM = 64  # series whose carry is warmed up at once
-WIDE = Shape(256, 1, 800, 2400)
-LANES, ROUNDS = 32, 16  # few series, which a small batch has, too
-ALONE = Shape(1, 128, 500, 36)
+SHAPES = Shape(256, 1, 800, 2400), Shape(32, 16, 500, 500), Shape(1, 128, 500, 36)
+"""Of the programs that take steps in: wide for many series, deep for few (small batches, too), deeper for one."""
 LENDERS = 512  # series of a partition that a newborn borrows from
 LOAN_EVERY = 2048  # offsets after which a partition's loan is made anew
 MOST_LENT = 256  # loans that are kept for whoever writes them down
@@ -117,13 +116,12 @@ class Fold:
         grid: GridSpec,
         same_time: str = "drop_equal",
         *,
-        lanes: int = LANES,
-        rounds: int = ROUNDS,
+        shapes: Sequence[Shape] = SHAPES,
     ) -> None:
-        """`lanes` and `rounds` of the program for a few series; the others have fixed sizes."""
+        """Batches run in programs of these `shapes`, one of which has rounds."""
         self.spec, self.grid, self.same_time = spec, grid, same_time
-        self._lanes = lanes
-        self._shapes = WIDE, Shape(lanes, rounds, 500, 16 * lanes), ALONE
+        self._shapes = tuple(shapes)
+        self._lanes = max(shape.lanes for shape in shapes if shape.rounds > 1)  # in which rows are copied
         self.index = Index(series)
         self.rows = table.empty(fold.layout(spec), series.max_series)
         self.swaps = 0

@@ -7,6 +7,7 @@ import pytest
 
 from forecaster.core import calibrate, score
 from forecaster.core.model import ModelSpec
+from forecaster.core.schedule import Shape
 from forecaster.core.tick import Tick
 from tests.folds import make_fold
 
@@ -68,7 +69,7 @@ SERIES, CHANGE = 24, 1500
 def test_coverage_returns_after_the_variance_has_tripled(seed: int) -> None:
     """Random walks and noise around a level, through the whole fold: forecasts 500 to 1,500 after the change."""
     spec = ModelSpec(hidden=4, horizon=3, levels=(0.05, 0.5, 0.95), context_length=8, warm_up=4)
-    fold = make_fold(spec, rows=32, lanes=32)
+    fold = make_fold(spec, rows=32, shapes=[Shape(32, 8, 1, 1)])
     rng = np.random.default_rng(seed)
     steps = CHANGE + 1500 + spec.horizon
     shock = rng.normal(size=(steps, SERIES)) * np.where(np.arange(steps) < CHANGE, 1.0, 3**0.5)[:, None]

@@ -21,6 +21,7 @@ from forecaster.core.history import (
     prepare,
 )
 from forecaster.core.model import Card, Model, ModelSpec
+from forecaster.core.schedule import Shape
 from forecaster.core.table import SeriesSpec
 from forecaster.core.tick import Tick
 
@@ -132,7 +133,7 @@ def test_inputs_are_those_that_serving_makes() -> None:
     ]
     history = [lent_right(part, shape) for part in history]
     served = Model(shape, model.init(shape, 1), jnp.asarray(periods), Card(version="1"))
-    fold = Fold(shape, SeriesSpec(max_series=8, idle_s=1e9), GridSpec(), lanes=4, rounds=8)
+    fold = Fold(shape, SeriesSpec(max_series=8, idle_s=1e9), GridSpec(), shapes=[Shape(4, 8, 5, 12)])
     fold.swap(served)
     for begin in range(0, 700, 100):
         for part in history:

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from forecaster.core.fold import ALONE, LANES, ROUNDS, WIDE
-from forecaster.core.schedule import Call, Shape, plan
+from forecaster.core.fold import SHAPES
+from forecaster.core.schedule import Call, plan
 
-SHAPES = WIDE, Shape(LANES, ROUNDS, 500, 16 * LANES), ALONE
+WIDE, _, ALONE = SHAPES
 
 
 def cost_us(calls: list[Call]) -> float:

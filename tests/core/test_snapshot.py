@@ -14,6 +14,7 @@ from forecaster.core.fold import LOAN_EVERY, Fold, Issued
 from forecaster.core.grid import GridSpec
 from forecaster.core.model import Model
 from forecaster.core.pages import Page, Replay
+from forecaster.core.schedule import Shape
 from forecaster.core.table import KINDS, Rows, Series
 from forecaster.core.tick import Tick
 from tests.folds import ROWS, START_S, by_source, make_fold, make_model, walk
@@ -159,7 +160,8 @@ def test_from_pages_and_the_log_comes_the_state_of_a_run_that_was_never_interrup
     swaps = [Swap(0, make_model("v1")), Swap(390, make_model("v2", 2)), Swap(640, make_model("v3", 3))]
 
     def fresh() -> Fold:
-        return make_fold(grid=GRIDS[grid], idle_s=1000.0, lanes=ROWS)  # all batches run in one program
+        one = [Shape(ROWS, 8, 1, 1)]  # all batches run in one program
+        return make_fold(grid=GRIDS[grid], idle_s=1000.0, shapes=one)
 
     never, kept = fresh(), Kept({}, {})
     expected = drive(never, log, 0, len(log), swaps, batches[0])
