@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from forecaster.core import features, model
+from forecaster.core.calls import Shape
 from forecaster.core.fold import Fold, Issued
 from forecaster.core.grid import GridSpec
 from forecaster.core.model import Card, Model, ModelSpec
-from forecaster.core.schedule import Shape
 from forecaster.core.table import SeriesSpec
 from forecaster.core.tick import Outcome, Tick
 

@@ -7,8 +7,9 @@ backtest and tests all drive this same object, which knows neither where ticks c
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -18,11 +19,11 @@ import numpy as np
 from forecaster.core import advance as fold
 from forecaster.core import table
 from forecaster.core.advance import Forecasts, Loan, Serving, Steps
+from forecaster.core.calls import Call, Shape, plan
 from forecaster.core.features import DAY_S, WEEK_DAYS
 from forecaster.core.grid import GridSpec, Step, close_bars, due_s, place_in_bar, place_tick
 from forecaster.core.model import Model, ModelSpec, untrained
 from forecaster.core.pages import Replay
-from forecaster.core.schedule import Call, Shape, plan
 from forecaster.core.score import Scores
 from forecaster.core.table import Index, Rows, Series, SeriesSpec
 from forecaster.core.tick import Outcome, Tick
@@ -30,6 +31,7 @@ from forecaster.core.tick import Outcome, Tick
 QUICK: Any = {
     "xla_backend_optimization_level": 1
 }  # compiles a quarter faster than the default, and runs as fast
+PART = 512  # steps that are looked at while the device works on the next ones
 PLANT = 64  # newborn series a batch
 REWARM = 64  # series whose carry is warmed up at once
 SHAPES = Shape(256, 1, 800, 2400), Shape(32, 16, 500, 500), Shape(1, 128, 500, 36)
@@ -104,6 +106,12 @@ class _Queue:
         self.fresh.append(fresh)
         self.segment.append(segment)
         series.stepped_s = step.time_s
+
+
+_Cell = tuple[np.ndarray, np.ndarray]
+"""Rounds and lanes of steps in a call."""
+_Result = tuple[Any, Forecasts, Scores]
+"""Where steps are in the forecasts of a call, these, and what was settled."""
 
 
 class Fold:
@@ -221,94 +229,65 @@ class Fold:
 
     def run(self, live: bool = True) -> Issued:
         """Take in all queued steps; the forecasts of those that answer a tick. `live` says they will be published."""
+        return joined(list(self.parts(live)))
+
+    def parts(self, live: bool = True) -> Iterator[Issued]:
+        """The same part by part, in the order of the log, and at least one; to be gone through to the end.
+
+        While one part is looked at, the device works on the next.
+        """
         queue, self._queue = self._queue, _Queue()
-        n, h, levels = len(queue.row), self.spec.horizon, len(self.spec.levels)
+        lenders, self._lenders = self._lenders, []
         work = _Work(queue, live)
         served = {p: self._served_in(p) for p in np.unique(work.partition).tolist()}
-        offset = np.empty((n, h, levels), np.float32)
-        scale, anomaly = np.empty(n, np.float32), np.empty(n, np.float32)
-        status = np.empty(n, np.int32)
-        totals: list[Any] = [np.zeros(h)] * 4 + [np.zeros((h, levels))]
-
-        def collect(at: np.ndarray, where: Any, forecasts: Forecasts, scores: Scores) -> None:
-            offset[at], scale[at] = np.asarray(forecasts.offset)[where], np.asarray(forecasts.scale)[where]
-            status[at], anomaly[at] = (
-                np.asarray(forecasts.status)[where],
-                np.asarray(forecasts.anomaly)[where],
-            )
-            for i, part in enumerate(scores):
-                totals[i] = totals[i] + np.asarray(part, np.float64)
-
-        lenders, self._lenders = self._lenders, []
-        for segment in range(len(lenders) + 1):
+        waiting: _Part | None = None
+        for segment, ats in enumerate(work.stretches(len(lenders) + 1)):
             if segment:
                 self._renew_loan(*lenders[segment - 1])
-            at = np.flatnonzero(work.segment == segment)
-            for model in {model.number: model for model in served.values()}.values():
-                theirs = [p for p, its in served.items() if its.number == model.number]
-                some = at if len(theirs) == len(served) else at[np.isin(work.partition[at], theirs)]
-                self._run_segment(work, some, model, collect)
-        out = np.flatnonzero(work.source >= 0)
-        return Issued(
-            queue.name if len(out) == n else [queue.name[i] for i in out],
-            work.partition[out],
-            work.source[out],
-            work.time_s[out],
-            work.value[out],
-            offset[out],
-            scale[out],
-            status[out],
-            anomaly[out],
-            Scores(*totals),
-            {p: its.model.version for p, its in served.items()},
-        )
+            for at in ats:
+                part = _Part(work, at, served)
+                self._run_part(part)
+                if waiting is not None:
+                    yield waiting.issued(self.spec)
+                waiting = part
+        if waiting is not None:
+            yield waiting.issued(self.spec)
 
-    def _run_segment(
-        self, work: "_Work", at: np.ndarray, served: _Served, collect: Callable[..., None]
-    ) -> None:
-        chains = _Chains(work.row[at], work.fresh[at])
-        for life in range(chains.lives):
-            ours, start, lengths = chains.of_life(life)
-            steps = at[ours]
-            self._prepare(work, steps[start], served)
-            for call in plan(lengths, self._shapes):
-                lane = np.repeat(np.arange(len(call.chains)), call.steps)
-                turn = np.arange(len(lane)) - np.repeat(np.cumsum(call.steps) - call.steps, call.steps)
-                some = steps[(start[call.chains] + call.first)[lane] + turn]
-                if call.shape.rounds == 1:
-                    self._once(work, some, call, served, collect)
-                else:
-                    self._rounds(work, some, (turn, lane), call, served, collect)
+    def _run_part(self, part: "_Part") -> None:
+        for model, at in part.by_model():
+            chains = _Chains(part.work.row[at], part.work.fresh[at])
+            for life in range(chains.lives):
+                ours, start, lengths = chains.of_life(life)
+                steps = at[ours]
+                self._prepare(part.work, steps[start], model)
+                for call in plan(lengths, self._shapes):
+                    lane = np.repeat(np.arange(len(call.chains)), call.steps)
+                    turn = np.arange(len(lane)) - np.repeat(np.cumsum(call.steps) - call.steps, call.steps)
+                    some = steps[(start[call.chains] + call.first)[lane] + turn]
+                    run = self._once if call.shape.rounds == 1 else self._rounds
+                    where, forecasts, scores = run(part.work, some, (turn, lane), call, model.serving)
+                    part.results.append((some, where, forecasts, scores))
 
-    def _once(
-        self, work: "_Work", at: np.ndarray, call: Call, served: _Served, collect: Callable[..., None]
-    ) -> None:
+    def _once(self, work: "_Work", at: np.ndarray, cell: _Cell, call: Call, serving: Serving) -> _Result:
+        """One step each of many series; `cell` says in which round and lane each runs."""
         size = call.shape.lanes
         idx = self._padded(work.row[at], size)
         changes, forecasts, scores = self._program("advance", size)(
-            served.serving, self.rows, idx, work.steps(at, slice(0, len(at)), (size,))
+            serving, self.rows, idx, work.steps(at, cell[1], (size,))
         )
         self.rows = self._program("write", size)(self.rows, idx, changes)
-        collect(at, slice(0, len(at)), forecasts, scores)
+        return cell[1], forecasts, scores
 
-    def _rounds(
-        self,
-        work: "_Work",
-        at: np.ndarray,
-        cell: tuple[np.ndarray, np.ndarray],
-        call: Call,
-        served: _Served,
-        collect: Callable[..., None],
-    ) -> None:
-        """Several steps of a few series inside one program; `cell` says in which round and lane each runs."""
+    def _rounds(self, work: "_Work", at: np.ndarray, cell: _Cell, call: Call, serving: Serving) -> _Result:
+        """Several steps of a few series inside one program."""
         size = call.shape.lanes
         idx = self._padded(work.row[at[cell[0] == 0]], size)
         steps = work.steps(at, cell, (call.shape.rounds, size))
         local, forecasts, scores = self._program("rounds", size)(
-            served.serving, self.rows, idx, steps, np.int32(call.rounds)
+            serving, self.rows, idx, steps, np.int32(call.rounds)
         )
         self.rows = self._program("put", size)(self.rows, idx, local)
-        collect(at, cell, forecasts, scores)
+        return cell, forecasts, scores
 
     def _padded(self, rows: np.ndarray, size: int) -> np.ndarray:
         idx = np.full(size, self.index.spec.max_series, np.int32)
@@ -351,9 +330,8 @@ class Fold:
             return
         valid = np.arange(LENDERS) < len(rows)
         loan = self._program("lend", LENDERS)(self.rows, self._padded(rows, LENDERS), valid)
-        columns: list[Any] = [np.asarray(column) for column in loan]
-        self._loans[partition] = Loan(*columns)
-        self.lent.append((partition, stretch, self._loans[partition]))
+        self._loans[partition] = loan
+        self.lent.append((partition, stretch, loan))
 
     def drop(self, partition: int) -> int:
         """Forget a partition that moved away; how many series that were."""
@@ -541,6 +519,7 @@ class _Work:
     """A queue as arrays, and the padded steps cut from it."""
 
     def __init__(self, queue: _Queue, live: bool) -> None:
+        self.name = queue.name
         self.row = np.array(queue.row, np.int32)
         self.partition = np.array(queue.partition, np.int32)
         self.source = np.array(queue.source, np.int64)
@@ -554,6 +533,12 @@ class _Work:
         self._dt_s = np.array(queue.dt_s, np.float64).astype(np.float32)
         self._week = (self.time_s / DAY_S % WEEK_DAYS).astype(np.float32)
         self._live = (self.source >= 0) & live
+
+    def stretches(self, segments: int) -> Iterator[list[np.ndarray]]:
+        """The steps of each segment, cut in as many parts as are of about PART steps, at least one."""
+        edges = np.searchsorted(self.segment, np.arange(segments + 1))
+        for start, stop in pairwise(edges.tolist()):
+            yield np.array_split(np.arange(start, stop), max(1, round((stop - start) / PART)))
 
     def steps(self, at: np.ndarray, where: Any, shape: tuple[int, ...]) -> Steps:
         """The steps `at`, put `where` they run in arrays of this shape; the rest is padding."""
@@ -572,9 +557,71 @@ class _Work:
         )
 
 
+def joined(parts: Sequence[Issued]) -> Issued:
+    """One of several."""
+    if len(parts) == 1:
+        return parts[0]
+    columns: list[Any] = list(zip(*parts, strict=True))
+    names, arrays, scores = columns[0], columns[1:-2], columns[-2]
+    totals: list[Any] = [sum(part) for part in zip(*scores, strict=True)]
+    fields: list[Any] = [*map(np.concatenate, arrays), Scores(*totals), parts[0].versions]
+    return Issued(list(chain.from_iterable(names)), *fields)
+
+
 def _serving(model: Model) -> Serving:
     params = {name: jnp.asarray(p, jnp.float32) for name, p in model.params.items()}
     return Serving(params, jnp.asarray(model.periods, jnp.int32), jnp.asarray(bool(model.version)))
+
+
+class _Part:
+    """Steps that are looked at together, on their way through the device."""
+
+    def __init__(self, work: _Work, at: np.ndarray, served: Mapping[int, _Served]) -> None:
+        self.work = work
+        self.results: list[tuple[np.ndarray, Any, Forecasts, Scores]] = []
+        """Of each call: the steps, where they are in its forecasts, what it gave."""
+        self._at, self._served = at, served
+
+    def by_model(self) -> Iterator[tuple[_Served, np.ndarray]]:
+        """The steps that each model serves."""
+        models = {model.number: model for model in self._served.values()}
+        for number, model in models.items():
+            theirs = [p for p, its in self._served.items() if its.number == number]
+            yield (
+                model,
+                self._at if len(models) == 1 else self._at[np.isin(self.work.partition[self._at], theirs)],
+            )
+
+    def issued(self, spec: ModelSpec) -> Issued:
+        """The forecasts of those that answer a tick, once the device has them."""
+        work, at, n, h, levels = self.work, self._at, len(self._at), spec.horizon, len(spec.levels)
+        first = int(at[0]) if n else 0
+        offset = np.empty((n, h, levels), np.float32)
+        scale, anomaly = np.empty(n, np.float32), np.empty(n, np.float32)
+        status = np.empty(n, np.int32)
+        totals: list[Any] = [np.zeros(h)] * 4 + [np.zeros((h, levels))]
+        for steps, where, forecasts, scores in self.results:
+            mine = steps - first
+            for column, told in zip((offset, scale, status, anomaly), forecasts, strict=True):
+                column[mine] = np.asarray(told)[where]
+            totals = [
+                total + np.asarray(part, np.float64) for total, part in zip(totals, scores, strict=True)
+            ]
+        out = np.flatnonzero(work.source[at] >= 0)
+        steps = at[out]
+        return Issued(
+            [work.name[i] for i in steps.tolist()],
+            work.partition[steps],
+            work.source[steps],
+            work.time_s[steps],
+            work.value[steps],
+            offset[out],
+            scale[out],
+            status[out],
+            anomaly[out],
+            Scores(*totals),
+            {p: its.model.version for p, its in self._served.items()},
+        )
 
 
 class _Chains:

@@ -20,7 +20,7 @@ import structlog
 
 from forecaster.config import Config, shown
 from forecaster.core.advance import STATUSES
-from forecaster.core.fold import Fold
+from forecaster.core.fold import Fold, Issued
 from forecaster.core.tick import Outcome
 from forecaster.shell import log
 from forecaster.shell.assignment import Assignment
@@ -31,7 +31,7 @@ from forecaster.shell.kafka.delivery import AtLeastOnce, Delivery
 from forecaster.shell.kafka.source import Source
 from forecaster.shell.lifecycle import Lifecycle
 from forecaster.shell.metrics import Metrics, Phase, Stage, State, count_compiles
-from forecaster.shell.pipeline import Answers, Pipeline
+from forecaster.shell.pipeline import Answers, DeadLetter, Pipeline
 from forecaster.shell.signals import Signals
 from forecaster.shell.training import Training
 from forecaster.shell.watchdog import PartitionWatch
@@ -146,27 +146,26 @@ class Daemon(Worker):
 
     def answer(self, records: Sequence[Record], polled_s: float) -> None:
         """Fold records, send what they come to, and hand their offsets in to be committed."""
-        batch_answers = self.pipeline.handle(records)
-        issued = batch_answers.issued
-        names = [STATUSES[s] for s in issued.status.tolist()]
-        statuses = Counter(names)
-        sent_bytes = sum(map(len, batch_answers.messages))
-        batch = self.delivery.begin(InFlight(polled_s, issued.time_s, statuses, sent_bytes))
-        with self.metrics.stage(Stage.SEND):
-            self._send(batch_answers)
-        self.delivery.finish(batch, batch_answers.next_offsets)
-        self._count(batch_answers, len(records), sum(len(r.value or b"") for r in records))
-
-    def _send(self, answers: Answers) -> None:
-        topics, send = self.config.topics, self.delivery.send
+        batch = self.delivery.begin()
+        answers = self.pipeline.handle(records, send=self._send)
+        self._set_aside(answers.dead)
         issued = answers.issued
+        statuses = Counter(STATUSES[s] for s in issued.status.tolist())
+        batch.token = InFlight(polled_s, issued.time_s, statuses, sum(map(len, answers.messages)))
+        self.delivery.finish(batch, answers.next_offsets)
+        self._count(answers, len(records), sum(len(r.value or b"") for r in records))
+
+    def _send(self, issued: Issued, messages: Sequence[bytes]) -> None:
+        topic, send = self.config.topics.predictions, self.delivery.send
         for series, partition, message in zip(
-            issued.series, issued.partition.tolist(), answers.messages, strict=True
+            issued.series, issued.partition.tolist(), messages, strict=True
         ):
-            send(topics.predictions, message, series.encode(), partition=partition)
-        for dead in answers.dead:
+            send(topic, message, series.encode(), partition=partition)
+
+    def _set_aside(self, letters: Sequence[DeadLetter]) -> None:
+        for dead in letters:
             value, key, headers = letter(dead.record, dead.reject)
-            send(topics.dead_letters, value, key, headers=headers)
+            self.delivery.send(self.config.topics.dead_letters, value, key, headers=headers)
             _log.warning(
                 "dead_letter",
                 reason=dead.reject.reason.value,

@@ -4,7 +4,7 @@ Knows neither the broker nor the clock; whoever drives it reads the records and 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from forecaster.core.advance import STATUSES
-from forecaster.core.fold import Fold, Issued
+from forecaster.core.fold import Fold, Issued, joined
 from forecaster.core.grid import GridSpec
 from forecaster.core.tick import Outcome, Reason, Reject, Tick, TickSpec, make_decoder
 from forecaster.shell.kafka import Record
@@ -39,6 +39,14 @@ class Answers(NamedTuple):
     newest_s: float  # newest event time among the ticks; -inf without one
 
 
+Send = Callable[[Issued, Sequence[bytes]], None]
+"""Takes forecasts with their messages."""
+
+
+def _keep(_issued: Issued, _messages: Sequence[bytes]) -> None:
+    """They are in the answers, too."""
+
+
 class Pipeline:
     """The stages of one worker around its fold."""
 
@@ -50,8 +58,11 @@ class Pipeline:
         self._mean = mean_weights(fold.spec.levels)
         self._metrics = metrics
 
-    def handle(self, records: Sequence[Record], *, live: bool = True) -> Answers:
-        """Take in records (grouped by partition, in offset order). `live`: the messages will be published."""
+    def handle(self, records: Sequence[Record], *, live: bool = True, send: Send = _keep) -> Answers:
+        """Take in records (grouped by partition, in offset order). `live`: the messages will be published.
+
+        `send` is given the messages part by part, while the device works on the next part.
+        """
         outcomes: Counter[Outcome] = Counter()
         dead: list[DeadLetter] = []
         next_offsets: dict[int, int] = {}
@@ -74,13 +85,30 @@ class Pipeline:
                         ticks.append(tick)
                 outcomes.update(self.fold.admit(partition, offsets, ticks))
                 newest_s = max(newest_s, max((t.time_s for t in ticks), default=newest_s))
-        with self._metrics.stage(Stage.ADVANCE):
-            issued = self.fold.run(live=live)
-        with self._metrics.stage(Stage.ENCODE):
-            messages = self._encode(issued) if live else []
+        parts: list[Issued] = []
+        messages: list[bytes] = []
+        for part in self._advanced(live):
+            parts.append(part)
+            if live:
+                with self._metrics.stage(Stage.ENCODE):
+                    texts = self._encode(part)
+                with self._metrics.stage(Stage.SEND):
+                    send(part, texts)
+                messages += texts
+        issued = joined(parts)
         outcomes[Outcome.DEAD_LETTERED] += len(dead)
         reasons = Counter(letter.reject.reason for letter in dead)
         return Answers(issued, messages, dead, outcomes, reasons, next_offsets, newest_s)
+
+    def _advanced(self, live: bool) -> Iterator[Issued]:
+        """The parts of what was admitted; what is timed is the wait for them."""
+        parts = self.fold.parts(live)
+        while True:
+            with self._metrics.stage(Stage.ADVANCE):
+                part = next(parts, None)
+            if part is None:
+                return
+            yield part
 
     def _encode(self, issued: Issued) -> list[bytes]:
         quantiles = issued.last[:, None, None] + issued.offset

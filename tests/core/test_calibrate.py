@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from forecaster.core import calibrate, score
+from forecaster.core.calls import Shape
 from forecaster.core.model import ModelSpec
-from forecaster.core.schedule import Shape
 from forecaster.core.tick import Tick
 from tests.folds import make_fold
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from forecaster.core import features, model
 from forecaster.core.advance import unlent
+from forecaster.core.calls import Shape
 from forecaster.core.fold import Fold
 from forecaster.core.grid import GridSpec
 from forecaster.core.history import (
@@ -21,7 +22,6 @@ from forecaster.core.history import (
     prepare,
 )
 from forecaster.core.model import Card, Model, ModelSpec
-from forecaster.core.schedule import Shape
 from forecaster.core.table import SeriesSpec
 from forecaster.core.tick import Tick
 

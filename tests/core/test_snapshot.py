@@ -10,11 +10,11 @@ import pytest
 
 from forecaster.core import pages, snapshot
 from forecaster.core.advance import Loan
+from forecaster.core.calls import Shape
 from forecaster.core.fold import LOAN_EVERY, Fold, Issued
 from forecaster.core.grid import GridSpec
 from forecaster.core.model import Model
 from forecaster.core.pages import Page, Replay
-from forecaster.core.schedule import Shape
 from forecaster.core.table import KINDS, Rows, Series
 from forecaster.core.tick import Tick
 from tests.folds import ROWS, START_S, by_source, make_fold, make_model, walk

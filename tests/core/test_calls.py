@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from forecaster.core.calls import Call, plan
 from forecaster.core.fold import SHAPES
-from forecaster.core.schedule import Call, plan
 
 WIDE, _, ALONE = SHAPES
 
