@@ -89,6 +89,18 @@ def test_the_large_batch_says_what_the_small_one_does() -> None:
     assert set(seen.values()) == {12}
 
 
+def test_parts_are_the_whole_in_the_order_of_the_log() -> None:
+    log = merged(*(walk(f"s{i}", 200, i) for i in range(6)))
+    whole, parted = make_fold(), make_fold()
+    (expected,), _ = play(whole, log)
+    parted.admit(0, range(len(log)), log)
+    parts = list(parted.parts())
+    assert len(parts) > 1
+    assert [place for part in parts for place in part.source.tolist()] == list(range(len(log)))
+    same_forecasts([expected], parts)
+    assert sum(part.scores.count for part in parts).tolist() == expected.scores.count.tolist()
+
+
 def test_the_order_of_series_within_a_batch_does_not_matter() -> None:
     parts = [walk(name, 9, i) for i, name in enumerate("abcdef")]
     rounds = [[part[t] for part in parts] for t in range(9)]
