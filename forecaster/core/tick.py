@@ -92,6 +92,7 @@ class Reason(StrEnum):
     OUT_OF_BOUNDS = "out_of_bounds"
     FUTURE = "future"
     TOO_LARGE = "too_large"
+    POISON = "poison"
 
 
 class Outcome(StrEnum):

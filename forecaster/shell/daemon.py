@@ -24,9 +24,10 @@ from forecaster.core.fold import Fold, Issued
 from forecaster.core.tick import Outcome
 from forecaster.shell import log
 from forecaster.shell.assignment import Assignment
+from forecaster.shell.care import Care
 from forecaster.shell.dead_letters import letter
 from forecaster.shell.figures import Figures
-from forecaster.shell.kafka import Change, Moved, Record
+from forecaster.shell.kafka import Change, Lost, Moved, Record, Revoked
 from forecaster.shell.kafka.delivery import AtLeastOnce, Delivery
 from forecaster.shell.kafka.source import Source
 from forecaster.shell.lifecycle import Lifecycle
@@ -38,6 +39,7 @@ from forecaster.shell.watchdog import PartitionWatch
 from forecaster.shell.worker import STALLED_S, Worker
 
 IDLE_POLL_S = 0.05  # how long a turn waits for ticks: bounds the answer to a signal
+CAREFUL_S = 1.0  # of a turn for records that are taken one by one
 STOP_S = 8.0  # for what is in flight, at the end; Docker kills after 10
 _log = structlog.get_logger(__name__)
 
@@ -81,6 +83,8 @@ class Daemon(Worker):
             source, fold, metrics, config.kafka, config.topics.ticks, config.series.rebuild_ticks, now
         )
         self.figures = Figures(metrics, fold, source, delivery)
+        self.care = Care(source, config.kafka.max_poll_records)
+        self.pipeline.aside = self.care.aside
         self.compiled = False
         self._trains = trains
         self._partition_watch = PartitionWatch(config.kafka.give_up_s, now)
@@ -124,9 +128,11 @@ class Daemon(Worker):
             records = self.source.poll(0.0 if self.assignment.rebuilding else IDLE_POLL_S)
         polled_s = self._now()
         self.assignment.apply(self._heard(self.source.changes()))
+        self.care.begin()
         self.restore(self.assignment.rebuild())
-        if records:
-            self.answer(records, polled_s)
+        if quick := self.care.sort(records):
+            self.answer(quick, polled_s)
+        self.answer_carefully()
         self.settle()
         owner = 0 in self.assignment.serving
         self.lifecycle.poll(decides=owner, leads=owner and self._trains)
@@ -134,8 +140,13 @@ class Daemon(Worker):
 
     def _heard(self, changes: list[Change]) -> list[Change]:
         for change in changes:
-            if isinstance(change, Moved):
-                self._partition_watch.forget(change.partition)
+            match change:
+                case Moved():
+                    self._partition_watch.forget(change.partition)
+                case Revoked(partitions) | Lost(partitions):
+                    self.care.forget(partitions)
+                case _:
+                    pass
         return changes
 
     def restore(self, records: Sequence[Record]) -> None:
@@ -143,6 +154,22 @@ class Daemon(Worker):
         if records:
             self.pipeline.handle(records, live=False)
             self.metrics.rebuilt_ticks.inc(len(records))
+
+    def answer_carefully(self) -> None:
+        """Records of partitions on which workers died: each is noted before, and committed after, the next."""
+        until_s = self._now() + CAREFUL_S
+        while (record := self.care.next) is not None and self._now() < until_s:
+            epoch = self.source.epochs.get(record.partition)
+            if self.care.guilty(record):
+                self.care.sets_aside(record)
+            elif not self.care.begins(record):
+                return  # nobody answers: at the next turn
+            self.answer([record], self._now())
+            if not self.delivery.flush(STOP_S):
+                self.source.rewind("a record that is taken carefully could not be committed")
+            if epoch != self.source.epochs.get(record.partition):
+                return  # it was taken back, and will be read again
+            self.care.done(record)
 
     def answer(self, records: Sequence[Record], polled_s: float) -> None:
         """Fold records, send what they come to, and hand their offsets in to be committed."""
@@ -277,6 +304,8 @@ class Daemon(Worker):
         self.settle()
         if not done:
             _log.warning("stopped_with_work_in_flight", mend="it will be done again by whoever reads next")
+        if self.signals.stopping:  # else something broke, and may break again on the same record
+            self.source.take_leave()
         self.source.close(3.0)
         self.delivery.close(2.0)
         _log.info("stopped", clean=done)

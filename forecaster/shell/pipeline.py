@@ -4,7 +4,7 @@ Knows neither the broker nor the clock; whoever drives it reads the records and 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
@@ -18,6 +18,10 @@ from forecaster.core.tick import Outcome, Reason, Reject, Tick, TickSpec, make_d
 from forecaster.shell.kafka import Record
 from forecaster.shell.metrics import Metrics, Stage
 from forecaster.shell.prediction import Encoder, Forecasts
+
+Place = tuple[int, int]
+"""Partition and offset of a record."""
+POISON = Reject(Reason.POISON, "the workers that handled it died of it")
 
 
 class DeadLetter(NamedTuple):
@@ -52,6 +56,8 @@ class Pipeline:
 
     def __init__(self, fold: Fold, tick: TickSpec, grid: GridSpec, topic: str, metrics: Metrics) -> None:
         self.fold = fold
+        self.aside: Set[Place] = frozenset()
+        """Records that are not even looked at: they killed workers."""
         self._decode = make_decoder(tick)
         self._encoder = Encoder(topic, fold.spec.levels, grid.interval_s or None)
         self._interval_s = grid.interval_s
@@ -68,7 +74,10 @@ class Pipeline:
         next_offsets: dict[int, int] = {}
         newest_s = float("-inf")
         with self._metrics.stage(Stage.DECODE):
-            decoded = [self._decode(r.key, r.value, r.timestamp_ms) for r in records]
+            if self.aside:
+                decoded = self._passing_over(records)
+            else:
+                decoded = [self._decode(r.key, r.value, r.timestamp_ms) for r in records]
         with self._metrics.stage(Stage.GRID):
             at = 0
             for partition, group in groupby(records, attrgetter("partition")):
@@ -109,6 +118,13 @@ class Pipeline:
             if part is None:
                 return
             yield part
+
+    def _passing_over(self, records: Sequence[Record]) -> list[Tick | Reject]:
+        def one(r: Record) -> Tick | Reject:
+            aside = (r.partition, r.offset) in self.aside
+            return POISON if aside else self._decode(r.key, r.value, r.timestamp_ms)
+
+        return list(map(one, records))
 
     def _encode(self, issued: Issued) -> list[bytes]:
         quantiles = issued.last[:, None, None] + issued.offset

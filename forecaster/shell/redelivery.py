@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from forecaster.config import Config
+from forecaster.core.tick import Reason
 from forecaster.errors import BrokerError
 from forecaster.shell.dead_letters import Kept, Place, Receipt, read, receipt, replay
 from forecaster.shell.kafka import Record
@@ -34,6 +35,8 @@ class Fate(StrEnum):
     """It was a letter before: what it was sent back as was of no use either."""
     CUT = "cut"
     """It cannot be sent back: it was too large to be kept whole."""
+    POISON = "poison"
+    """It killed the workers that handled it: it is sent back only when its reason is asked for."""
     FOREIGN = "foreign"
     """It cannot be sent back: it came from another topic than the configured one."""
 
@@ -43,6 +46,7 @@ WHY_NOT = {
     Fate.REPLAYED: "they were sent before; --again sends them once more",
     Fate.CAME_BACK: "they were sent before and could not be used then either; --again sends them once more",
     Fate.CUT: "they were too large to be kept whole, so that their original bytes are gone",
+    Fate.POISON: "they killed the workers that handled them; --reason poison sends them all the same",
     Fate.FOREIGN: "they came from another topic than topics.ticks",
 }
 
@@ -137,6 +141,8 @@ class Findings:
             return Fate.FOREIGN
         if kept.cut:
             return Fate.CUT
+        if kept.reason == Reason.POISON and kept.reason not in self._query.reasons:
+            return Fate.POISON
         return Fate.CAME_BACK if kept.came_back else Fate.OPEN
 
 

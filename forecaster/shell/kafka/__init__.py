@@ -9,6 +9,7 @@ Here only what costs nothing to import; the rest by its file:
     source       ticks in: a member of the group
     listener     the rebalance callbacks
     joining      two mends for joins that outlive a poll
+    notes        what stands beside a committed offset: who was at work, what killed
     policy       where to read when nothing usable is committed
     progress     which partitions are silent
     unreadable   batches that no client can decode

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
@@ -37,6 +37,17 @@ log = logging.getLogger(__name__)
 Committed = tuple[int, str]
 """A committed offset and its metadata."""
 
+
+class Notes(NamedTuple):
+    """What stands in the metadata of a partition's commits."""
+
+    working: str
+    leaving: str
+    """In the last one, when the partition is handed over in order."""
+
+
+NO_NOTES = Notes("", "")
+
 _FIELDS = itemgetter(0, 1, 3, 4, 6, 7, 8)  # of the library's record, in the order of ours
 _CONNECT_SLICE_S = 2.0  # the loop turns at least this often while no broker answers
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0)  # before the next client, by failures in a row
@@ -59,7 +70,7 @@ class Source:
     `epochs` numbers the assignments of each partition that is ours: work that was begun under another
     number is void. `before_revoke(partitions)` is asked, inside the rebalance, for the offsets of finished
     work on partitions that are about to be handed over, so that their next owner repeats as little as
-    possible.
+    possible. `notes` go with the commits of each partition; `last_committed` are the offsets of those that are ours.
     """
 
     def __init__(self, spec: KafkaSpec, topic: str, now: Callable[[], float] = time.monotonic) -> None:
@@ -69,6 +80,8 @@ class Source:
         self.rebuilds: Counter[str] = Counter()
         self.commits = 0  # asked for
         self.commit_failures = 0  # of them
+        self.notes: dict[int, Notes] = {}
+        self.last_committed: dict[int, int] = {}
         self.before_revoke: Callable[[frozenset[int]], Mapping[int, int]] = lambda _: {}
         self._now = now
         self._consumer: KafkaConsumer | None = None
@@ -183,32 +196,45 @@ class Source:
             for partition in partitions:
                 at = self._consumer.committed(self._tp(partition), metadata=True, timeout_ms=_CALL_TIMEOUT_MS)
                 if at is not None:
+                    self.last_committed[partition] = at.offset
                     found[partition] = (at.offset, at.metadata or "")
         except KafkaError as error:
             self._raise_if_fatal(error)
             return None
         return found
 
-    def commit(self, offsets: Mapping[int, int], metadata: str = "", timeout_s: float = 5.0) -> bool:
-        """Commit the next offset of each partition and wait for it; False if it did not happen."""
+    def commit(self, offsets: Mapping[int, int], metadata: str | None = None, timeout_s: float = 5.0) -> bool:
+        """Commit the next offset of each partition and wait for it; False if it did not happen.
+
+        Without `metadata` what stands in `notes` goes with it.
+        """
         if not offsets:
             return True
         if self._consumer is None:
             return False
         self.commits += 1
         try:
-            self._consumer.commit(self._to_commit(offsets, metadata), timeout_ms=round(timeout_s * 1000))
+            self._consumer.commit(self.to_commit(offsets, metadata), timeout_ms=round(timeout_s * 1000))
         except KafkaError as error:
             self.commit_failures += 1
             self._raise_if_fatal(error)
             log.info("commit of %s failed: %s", dict(offsets), error)
             return False
-        self._contact_s = self._now()
+        self.committed_now(offsets)
         return True
 
-    def commit_soon(
-        self, offsets: Mapping[int, int], done: Callable[[bool], None], metadata: str = ""
-    ) -> None:
+    def committed_now(self, offsets: Mapping[int, int]) -> None:
+        """These were committed just now, here or in a transaction."""
+        self._contact_s = self._now()
+        self.last_committed |= {p: offset for p, offset in offsets.items() if p in self.epochs}
+
+    def take_leave(self) -> None:
+        """Commit where everything stands once more, with the notes of one who leaves in order."""
+        for partition, offset in list(self.last_committed.items()):
+            if partition in self.notes:
+                self.commit({partition: offset}, self.notes[partition].leaving, timeout_s=1.0)
+
+    def commit_soon(self, offsets: Mapping[int, int], done: Callable[[bool], None]) -> None:
         """Commit without waiting; a later `poll` calls `done(committed)`."""
         if self._consumer is None:
             done(False)
@@ -225,11 +251,11 @@ class Source:
                 self.commit_failures += 1
                 log.info("commit of %s failed: %s", dict(offsets), answer)
             else:
-                self._contact_s = self._now()
+                self.committed_now(offsets)
             done(not isinstance(answer, BaseException))
 
         try:
-            self._consumer.commit_async(self._to_commit(offsets, metadata), callback=answered)
+            self._consumer.commit_async(self.to_commit(offsets), callback=answered)
         except KafkaError as error:
             answered(None, error)
             self._raise_if_fatal(error)
@@ -426,15 +452,23 @@ class Source:
             self._changes.append(Lost(partitions))
 
     def _hand_over(self, consumer: KafkaConsumer, partitions: frozenset[int]) -> None:
-        finished = self.before_revoke(partitions)
-        if finished:  # sent before the request that rejoins the group, on the same connection
-            consumer.commit_async(self._to_commit(finished, ""))
+        known = {
+            p: offset for p, offset in self.last_committed.items() if p in partitions and p in self.notes
+        }
+        leaving = known | dict(self.before_revoke(partitions))
+        for (
+            partition,
+            offset,
+        ) in leaving.items():  # sent before the request that rejoins, on the same connection
+            metadata = self.notes.get(partition, NO_NOTES).leaving
+            consumer.commit_async(self.to_commit({partition: offset}, metadata))
         self._forget(partitions)
         self._changes.append(Revoked(partitions))
 
     def _forget(self, partitions: Iterable[int]) -> None:
         for partition in partitions:
             self.epochs.pop(partition, None)
+            self.last_committed.pop(partition, None)
         self._progress.forget(partitions)
 
     def _watch(self, consumer: KafkaConsumer, gave: list[int]) -> None:
@@ -478,10 +512,15 @@ class Source:
     def _ours(self, partitions: Iterable[int]) -> list[TopicPartition]:
         return self._tps(partition for partition in partitions if partition in self.epochs)
 
-    def _to_commit(
-        self, offsets: Mapping[int, int], metadata: str
+    def to_commit(
+        self, offsets: Mapping[int, int], metadata: str | None = None
     ) -> dict[TopicPartition, OffsetAndMetadata]:
-        return {self._tp(p): OffsetAndMetadata(offset, metadata, -1) for p, offset in offsets.items()}
+        """The library's form of a commit; without `metadata` with what stands in `notes`."""
+
+        def note(partition: int) -> str:
+            return self.notes.get(partition, NO_NOTES).working if metadata is None else metadata
+
+        return {self._tp(p): OffsetAndMetadata(offset, note(p), -1) for p, offset in offsets.items()}
 
 
 def _require_topic(consumer: KafkaConsumer, topic: str) -> None:

@@ -13,9 +13,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kafka import TopicPartition
 from kafka.errors import InvalidProducerEpochError, KafkaError, KafkaTimeoutError, ProducerFencedError
-from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata
+from kafka.structs import ConsumerGroupMetadata, MemberState
 
 from forecaster.errors import BrokerError, FencedError, ForecasterError
 from forecaster.shell.kafka.client import fatal
@@ -97,6 +96,7 @@ class ExactlyOnce:
         messages, self._sent_before = sink.sent - self._sent_before, sink.sent
         self._opened_s = None
         self._fruitless = 0
+        self._source.committed_now(offsets)
         self._settled.append(Settled(batch.token, messages, self._now()))
 
     def poll(self) -> list[Settled]:
@@ -145,8 +145,7 @@ class ExactlyOnce:
         if not is_member(member):
             raise Doubt(f"not a member of the group any more: {member}")
         transaction = sink.producer._transaction_manager  # noqa: SLF001 - the public calls have no deadline
-        topic = self._source.topic
-        commits = {TopicPartition(topic, p): OffsetAndMetadata(at, "", -1) for p, at in offsets.items()}
+        commits = self._source.to_commit(offsets)
         if commits:
             wait_for(sink, transaction.send_offsets_to_transaction(commits, member), deadline_s - self._now())
         wait_for(sink, transaction.begin_commit(), deadline_s - self._now())

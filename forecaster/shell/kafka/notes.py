@@ -1,0 +1,51 @@
+"""What a worker notes beside a committed offset, for the one that comes after: who was at work there, and what killed.
+
+The note travels in the metadata of the offset's commit (4,096 bytes at most), so it is as durable as the offset and
+needs no topic of its own. A worker that leaves in order takes its name off; where a name stands, its bearer died there.
+"""
+
+import msgspec
+
+MOST_ASIDE = 100  # offsets remembered: the newest
+
+
+class Note(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Beside a committed offset: that of the next record to be answered."""
+
+    worker: str = ""
+    """Who works on what comes behind this offset; "": nobody, the last one left in order."""
+    deaths: int = 0
+    """How many have died at this offset."""
+    tries: int = 0
+    """How many have begun with the record at this offset alone, and have not come to the next one."""
+    aside: tuple[int, ...] = ()
+    """Offsets before this one whose records killed: a replay passes over them, too."""
+
+
+_decode = msgspec.json.Decoder(Note).decode
+
+
+def encode(note: Note) -> str:
+    """As the metadata of a commit."""
+    return msgspec.json.encode(msgspec.structs.replace(note, aside=note.aside[-MOST_ASIDE:])).decode()
+
+
+def decode(metadata: str) -> Note:
+    """What stands in the metadata; nothing where it is not ours."""
+    try:
+        return _decode(metadata or "{}")
+    except (msgspec.DecodeError, RecursionError):
+        return Note()
+
+
+def inherited(note: Note, worker: str) -> Note:
+    """What a new owner begins with: a name that is not its own is that of somebody who died.
+
+    >>> inherited(Note(worker="a", deaths=1), "b")
+    Note(worker='b', deaths=2, tries=0, aside=())
+    >>> inherited(Note(aside=(7,)), "b")
+    Note(worker='b', deaths=0, tries=0, aside=(7,))
+    """
+    if note.worker in {"", worker}:
+        return Note(worker=worker, aside=note.aside)
+    return msgspec.structs.replace(note, worker=worker, deaths=note.deaths + 1)

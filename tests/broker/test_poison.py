@@ -1,0 +1,148 @@
+"""Records that kill the daemon, on Apache Kafka: found and set aside; kills from outside set nothing aside."""
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from kafka import KafkaProducer
+
+from forecaster.config import Config
+from forecaster.core.tick import TickSpec, make_decoder
+from forecaster.shell.daemon import Daemon, make_delivery
+from forecaster.shell.dead_letters import Kept, read
+from forecaster.shell.kafka.notes import Note, decode
+from forecaster.shell.kafka.source import Source
+from forecaster.shell.lifecycle import Lifecycle
+from forecaster.shell.metrics import Metrics
+from forecaster.shell.prediction import decode as decode_prediction
+from forecaster.shell.signals import Signals
+from forecaster.shell.training import Training
+from tests.broker.workers import fresh_topics, read_all, spec_for, until
+from tests.folds import SPEC, START_S, make_fold
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+DEADLY = b"of this they die"
+Decoder = Callable[..., Any]
+
+
+class Died(BaseException):
+    """The process is no more: nothing in the daemon may catch it."""
+
+
+class Fleet:
+    """One partition, and one worker after the other."""
+
+    def __init__(self, kafka: str, delivery: str) -> None:
+        spec = spec_for(kafka, delivery=delivery, instance_id="w" if delivery == "exactly_once" else None)
+        quiet = {"on_start": False, "every_ticks": 0, "every_ratio": 0.0, "drift": False}
+        self.config = Config(
+            kafka=spec.model_copy(update={"session_timeout_s": 6}),
+            topics=fresh_topics(kafka, partitions=1),
+            model=SPEC,
+            training=Config().training.model_copy(update=quiet),
+        )
+        self.deaths = 0
+        self._sent = 0
+
+    def send(self, *values: bytes | None) -> None:
+        """Ticks (None) and what is given."""
+        producer = KafkaProducer(bootstrap_servers=self.config.kafka.bootstrap_servers)
+        for value in values:
+            tick = {"series": f"s{self._sent % 3}", "ts": START_S + self._sent, "value": self._sent}
+            producer.send(self.config.topics.ticks, value or json.dumps(tick).encode(), partition=0)
+            self._sent += 1
+        producer.flush(30)
+        producer.close()
+
+    def worker(self) -> Daemon:
+        """A daemon that dies of what is deadly wherever it meets it."""
+        config, signals = self.config, Signals()
+        metrics = Metrics(horizon=SPEC.horizon, levels=SPEC.levels)
+        fold, source = make_fold(), Source(config.kafka, config.topics.ticks)
+        lifecycle = Lifecycle(config, fold, metrics, Training(config, metrics, signals))
+        daemon = Daemon(
+            config, None, signals, metrics, fold, source, make_delivery(config, source), lifecycle
+        )
+        decoder = make_decoder(TickSpec())
+
+        def deadly(key: bytes | None, value: bytes | None, timestamp_ms: int) -> object:
+            if value == DEADLY:
+                raise Died
+            return decoder(key, value, timestamp_ms)
+
+        daemon.pipeline._decode = deadly
+        return daemon
+
+    def kill(self, daemon: Daemon) -> None:
+        """What the kernel does to the rest of it."""
+        daemon.delivery.close(0.0)
+        daemon.source.close(0.5)
+        with suppress(Died):
+            daemon.lifecycle.stop()
+        self.deaths += 1
+
+    def committed(self) -> tuple[int, Note]:
+        source = Source(self.config.kafka, self.config.topics.ticks)
+        until(lambda: bool(source.assigned), lambda: source.poll(0.05))
+        offset, metadata = (source.committed([0]) or {})[0]
+        source.close()
+        return offset, decode(metadata)
+
+    def letters(self) -> list[Kept]:
+        found = map(read, read_all(self.config.kafka, self.config.topics.dead_letters))
+        return [kept for kept in found if isinstance(kept, Kept)]
+
+    def answered(self) -> set[int]:
+        found = read_all(self.config.kafka, self.config.topics.predictions)
+        return {decode_prediction(record.value or b"").source.offset for record in found}
+
+    def run_to_the_end(self, most: int = 12) -> Daemon:
+        """Start workers until one has answered everything, and leaves in order."""
+        for _ in range(most):
+            daemon = self.worker()
+            try:
+                until(lambda d=daemon: d.source.last_committed.get(0) == self._sent, daemon.turn)
+            except Died:
+                self.kill(daemon)
+                continue
+            daemon.signals.stopping = True
+            daemon.drain()
+            return daemon
+        raise AssertionError(f"{self.deaths} died, and it is not over")
+
+
+@pytest.fixture(params=["at_least_once", "exactly_once"])
+def fleet(kafka: str, request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    return Fleet(kafka, request.param)
+
+
+def test_a_record_that_kills_is_set_aside_and_everything_else_is_answered(fleet: Fleet) -> None:
+    fleet.send(*[None] * 7, DEADLY, *[None] * 12)
+    fleet.run_to_the_end()
+    assert 3 <= fleet.deaths <= 6
+    (kept,) = fleet.letters()
+    assert (kept.reason, kept.offset, kept.value) == ("poison", 7, DEADLY)
+    assert fleet.answered() == set(range(20)) - {7}
+    assert fleet.committed() == (20, Note(aside=(7,)))
+
+    died = fleet.deaths  # who comes next reads all of it back, and passes over what kills
+    fleet.send(None)
+    fleet.run_to_the_end()
+    assert fleet.deaths == died
+
+
+def test_kills_at_random_set_nothing_aside(fleet: Fleet) -> None:
+    rng = random.Random(5)
+    for _ in range(12):
+        fleet.send(*[None] * rng.randrange(1, 40))
+        daemon = fleet.worker()
+        for _ in range(rng.randrange(1, 60)):
+            daemon.turn()
+        fleet.kill(daemon)
+    fleet.run_to_the_end()
+    assert fleet.letters() == []
+    assert fleet.answered() == set(range(fleet._sent))
