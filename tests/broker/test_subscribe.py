@@ -13,7 +13,7 @@ import pytest
 from forecaster import cli
 from forecaster.config import Config
 from forecaster.errors import ConfigError, DataError
-from forecaster.shell.control import Answer, Command, ControlFollower, Controls
+from forecaster.shell.control import Answer, Command, ControlFollower, Controls, Message
 from forecaster.shell.kafka import KafkaSpec, TopicsSpec
 from forecaster.shell.kafka.admin import Admin
 from forecaster.shell.kafka.sink import Sink
@@ -127,16 +127,16 @@ def test_retrain_waits_for_the_decision(
     answering = Controls(at_broker.kafka, at_broker.topics.control)
     real_poll = ControlFollower.poll
 
-    def answer(follower: ControlFollower, timeout_s: float = 0.0) -> list[object]:
+    def answer(follower: ControlFollower, timeout_s: float = 0.0) -> list[Message]:
         """Stands in for a daemon: answers each request as soon as it is seen."""
-        requests = real_poll(follower, timeout_s)
-        for request in requests:
+        messages = real_poll(follower, timeout_s)
+        for request in follower.inbox.take():
             assert (request.command, request.trigger) == (Command.RETRAIN, "cli")
             details = {"losses": {"candidate": 0.51234, "last_value": 0.6}}
             answering.write(
                 Answer(id=request.id, outcome="rejected", sender="x", message="not better", details=details)
             )
-        return list(requests)
+        return messages
 
     monkeypatch.setattr(ControlFollower, "poll", answer)
     try:
