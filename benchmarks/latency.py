@@ -18,8 +18,9 @@ from benchmarks.report import Row
 from benchmarks.stage import LEVELS, NO_TRAINING, ROWS, Daemon, Sections, Stage, check, until
 from forecaster.core.model import ModelSpec
 from forecaster.demo.figures import Scrape, bucket_quantile
+from forecaster.demo.processes import Child
 from forecaster.shell.kafka.client import reader_settings
-from forecaster.shell.kafka.spec import KafkaSpec
+from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
 
 RATE, SERIES, HORIZON = 1_000, 1_000, 12
 FULL = 60.0, 25.0, 150_000  # seconds of a window, seconds of a fit, ticks to train on
@@ -117,14 +118,7 @@ def run(quick: bool) -> Iterator[Row]:
         with stage.daemon("latency", topics, sections) as daemon:
             daemon.await_ready()
             until(lambda: _answered(daemon) >= history, CATCH_UP_S, "the history to be answered")
-            source = stage.child(
-                "source",
-                "benchmarks.load",
-                stage.kafka.bootstrap_servers,
-                topics.ticks,
-                str(RATE),
-                str(SERIES),
-            )
+            source = steady(stage, topics)
             subscriber = Subscriber(stage.kafka, topics.predictions)
             try:
                 time.sleep(SETTLE_S)
@@ -158,6 +152,13 @@ def run(quick: bool) -> Iterator[Row]:
         "",
     )
     yield Row("daemon's resident memory", memory_mb, "MiB", f"{SERIES:,} series, room for {ROWS:,}")
+
+
+def steady(stage: Stage, topics: TopicsSpec) -> Child:
+    """A process that writes RATE ticks a second."""
+    return stage.child(
+        "source", "benchmarks.load", stage.kafka.bootstrap_servers, topics.ticks, str(RATE), str(SERIES)
+    )
 
 
 def _retrain(daemon: Daemon, most_s: float) -> Window:

@@ -80,16 +80,20 @@ def daemon_rate(
 ) -> tuple[float, int]:
     """Ticks that the daemon answers in a second; mean size of an answer."""
     stage.publish_network(topics, ModelSpec(horizon=HORIZON, levels=LEVELS))
-    promise = {"delivery": delivery} | ({"transactional_id": name} if delivery == "exactly_once" else {})
-    sections: Sections = {
-        "kafka": promise,
-        "model": {"horizon": HORIZON, "levels": LEVELS},
-        "training": NO_TRAINING,
-    }
-    with stage.daemon(name, topics, sections) as daemon:
+    with stage.daemon(name, topics, promising(delivery, name)) as daemon:
         daemon.await_ready()
         rate = growth(stage.kafka, topics.predictions, count, daemon.child)
     return rate, mean_bytes(stage.kafka, topics.predictions)
+
+
+def promising(delivery: str, name: str) -> Sections:
+    """The configuration of a daemon that trains nothing, under one of the delivery promises."""
+    identity = {"transactional_id": name} if delivery == "exactly_once" else {}
+    return {
+        "kafka": {"delivery": delivery, **identity},
+        "model": {"horizon": HORIZON, "levels": LEVELS},
+        "training": NO_TRAINING,
+    }
 
 
 def bare_rate(stage: Stage, name: str, topics: TopicsSpec, size: int, count: int, *, ours: bool) -> float:

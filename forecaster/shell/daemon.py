@@ -5,6 +5,7 @@ turn    poll · assignment · answer · settle · models · retrain · signals �
 stop    finish the batch · publish · commit · stop the trainer · leave the group · close
 """
 
+import gc
 import os
 import time
 from collections import Counter
@@ -95,6 +96,8 @@ class Daemon(Worker):
         """Everything that has to be there before the group is joined. Raises ConfigError."""
         self.prepare_topics()
         self.compile()
+        gc.collect()
+        gc.freeze()  # what the start leaves stays: a collection that looks through it makes ticks wait
         self.metrics.state.state(State.JOINING)
         self.metrics.phase = Phase.SERVING
 
