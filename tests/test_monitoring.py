@@ -81,6 +81,7 @@ def every_metric_moves() -> Iterator[int]:
     ended = threading.Event()
     metrics.set_serving("v1", "gru", time.time() - 60, time.time() - 90)
     metrics.retrain_due.set(0.5)
+    metrics.broker_last_contact.set_to_current_time()
     metrics.retrain_deadline.set(600)
 
     def work() -> None:

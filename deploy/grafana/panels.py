@@ -364,6 +364,15 @@ TRAINING = [
                 limit=2,
             ),
             Panel(
+                "Waiting",
+                "s",
+                "How long the oldest retrain that was asked for has been waiting or running.",
+                "0, or less than a retrain may take.",
+                {"waiting": f"max({gauge('forecaster_retrain_waiting_seconds')})"},
+                kind="stat",
+                width=4,
+            ),
+            Panel(
                 "Hold-out loss of the last retrain",
                 "none",
                 "Scaled loss on the hold-out: the candidate, the model that served, and the last value.",
@@ -523,6 +532,18 @@ KAFKA = [
                     "built anew: {{reason}}": increase("forecaster_consumer_rebuilds_total", "1h", "reason"),
                     "taken back": increase("forecaster_delivery_resets_total", "1h"),
                     "position: {{reason}}": increase("forecaster_position_moves_total", "1h", "reason"),
+                },
+            ),
+            Panel(
+                "Standing still",
+                "s",
+                "Since a broker last answered, and how long the worst partition that has lag has not advanced.",
+                "seconds; at kafka.give_up_s the process ends.",
+                {
+                    "no broker: {{instance}}": age(
+                        "forecaster_broker_last_contact_timestamp_seconds", "instance"
+                    ),
+                    "partition: {{instance}}": gauge("forecaster_partition_stuck_seconds"),
                 },
             ),
             Panel(

@@ -64,14 +64,17 @@ def _end_process(idle_s: float) -> None:
 
 
 class BrokerWatch:
-    """Raises when no broker has answered for too long."""
+    """Raises when no broker has answered for too long; what was before the first look does not count."""
 
     def __init__(self, limit_s: float, now: Callable[[], float] = time.monotonic) -> None:
         self._limit_s, self._now = limit_s, now
+        self._began_s: float | None = None
 
     def look(self, last_contact_s: float) -> None:
         """Take note of when a broker last answered. Raises StuckError."""
-        silent_s = self._now() - last_contact_s
+        now_s = self._now()
+        self._began_s = now_s if self._began_s is None else self._began_s
+        silent_s = now_s - max(last_contact_s, self._began_s)
         if silent_s > self._limit_s:
             raise StuckError(
                 f"no broker has answered for {silent_s:.0f} s, new clients did not help (kafka.give_up_s)"
