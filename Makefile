@@ -8,7 +8,7 @@ OUT ?= backtest
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test demo bench accuracy docs lock clean
+.PHONY: help setup check format test demo bench accuracy faults docs lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench: setup ## throughput, latency, compute, memory, start-up
 accuracy: setup ## backtest every CSV of DATA=folder, keep the scores in docs/accuracy.md (report in OUT=folder)
 	$(if $(DATA),,$(error which data? make accuracy DATA=folder))
 	$(BIN)/python -m benchmarks.accuracy "$(DATA)" --out "$(OUT)" $(ARGS)
+
+faults: setup ## every fault of the catalogue, several seeds, an hour and more; writes docs/faults.md
+	$(BIN)/python -m tests.faults $(ARGS)
 
 docs: setup ## write what of docs/ is made from the code
 	$(BIN)/python tools/docs.py

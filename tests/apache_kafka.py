@@ -80,9 +80,18 @@ class KafkaMissingError(Exception):
 class Broker:
     """One node, broker and controller in one JVM. Its ports and its log outlive restarts."""
 
-    def __init__(self, node_id: int, port: int, properties: Path, classpath: str) -> None:
+    def __init__(
+        self,
+        node_id: int,
+        port: int,
+        properties: Path,
+        classpath: str,
+        proxied: tuple[int, int] | None = None,
+    ) -> None:
         self.node_id = node_id
         self.port = port
+        self.proxied = proxied
+        """Where a proxy has to listen, and where it finds this node; None without."""
         self._properties = properties
         self._classpath = classpath
         self._output = properties.with_suffix(".log")
@@ -174,17 +183,26 @@ class Cluster:
     """`nodes` brokers in a temporary directory, which goes with them when the `with` block ends."""
 
     def __init__(
-        self, nodes: int = 1, port: int | None = None, settings: dict[str, str] | None = None
+        self,
+        nodes: int = 1,
+        port: int | None = None,
+        settings: dict[str, str] | None = None,
+        *,
+        proxied: bool = False,
     ) -> None:
-        """`port` is the first node's (free ones otherwise); `settings` go over each broker's properties."""
-        ports = _free_ports(2 * nodes)
+        """`port` is the first node's (free ones otherwise); `settings` go over each broker's properties.
+
+        With `proxied` each node has a second listener, which advertises the address of a proxy that the caller
+        provides (`Broker.proxied`): who begins at the proxies stays behind them.
+        """
+        ports = _free_ports(4 * nodes)
         if port is not None:
             ports[0] = port
         classpath = find_classpath()
         self._directory = Path(tempfile.mkdtemp(prefix="forecaster-kafka-"))
         # A first byte of zero: an id that starts with "-" would be read as an option.
         self._cluster_id = urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
-        clients, controllers = ports[:nodes], ports[nodes:]
+        clients, controllers, *ends = (ports[i * nodes : (i + 1) * nodes] for i in range(4))
         voters = ",".join(f"{node}@{LOOPBACK}:{port}" for node, port in enumerate(controllers, 1))
         self.brokers: list[Broker] = []
         for node, (client_port, controller_port) in enumerate(zip(clients, controllers, strict=True), 1):
@@ -196,14 +214,24 @@ class Cluster:
                 "advertised.listeners": address,
                 "log.dirs": str(self._directory / f"node-{node}"),
             }  # fmt: skip
+            pair = (ends[0][node - 1], ends[1][node - 1]) if proxied else None
+            if pair is not None:
+                properties["listeners"] += f",PROXIED://{LOOPBACK}:{pair[1]}"
+                properties["advertised.listeners"] += f",PROXIED://{LOOPBACK}:{pair[0]}"
+                properties["listener.security.protocol.map"] += ",PROXIED:PLAINTEXT"
             path = self._directory / f"node-{node}.properties"
             path.write_text("".join(f"{k}={v}\n" for k, v in (properties | (settings or {})).items()))
-            self.brokers.append(Broker(node, client_port, path, classpath))
+            self.brokers.append(Broker(node, client_port, path, classpath, pair))
 
     @property
     def bootstrap_servers(self) -> str:
         """All client addresses, separated by commas."""
         return ",".join(broker.address for broker in self.brokers)
+
+    @property
+    def proxied_servers(self) -> str:
+        """The addresses of the proxies, separated by commas."""
+        return ",".join(f"{LOOPBACK}:{broker.proxied[0]}" for broker in self.brokers if broker.proxied)
 
     def start(self) -> None:
         """Start all nodes and wait until each of them knows all others."""

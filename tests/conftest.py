@@ -22,6 +22,19 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What the fault suite can be told (see tests/faults)."""
+    group = parser.getgroup("faults")
+    group.addoption("--catalogue", action="store_true", help="run all fault tests, not CI's selection alone")
+    group.addoption(
+        "--fault-seed", type=int, action="append", help="a seed of the fault tests; may be repeated"
+    )
+    group.addoption("--kills", type=int, default=2, help="kills in the tests that kill at random moments")
+    group.addoption(
+        "--storms", type=int, default=2, help="joins and leaves of a worker, of which each is a rebalance"
+    )
+
+
 @pytest.fixture(scope="session")
 def kafka_jars() -> None:
     """For tests that start a `Cluster` of their own: skips them where Kafka cannot be run."""
@@ -44,6 +57,17 @@ def kafka(request: pytest.FixtureRequest) -> Iterator[str]:
 
     with Cluster() as cluster:
         yield cluster.bootstrap_servers
+
+
+@pytest.fixture(scope="session")
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Processes of the session that have the same programs: what one compiles, the next one reads."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+            patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("jax")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

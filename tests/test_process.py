@@ -1,129 +1,31 @@
 """The daemon as its users run it: a process, on Apache Kafka, told by signals and by nothing else."""
 
 import json
-import os
 import signal
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from forecaster.demo.broker import free_port
-from forecaster.demo.processes import Child
 from forecaster.shell.kafka import Record, TopicsSpec
 from forecaster.shell.prediction import decode
 from tests.broker.workers import fresh_topics, read_all, spec_for
+from tests.daemons import Worker, small
 from tests.folds import START_S
 
-pytestmark = [pytest.mark.process, pytest.mark.broker, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.broker,
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.usefixtures("compiled_once"),
+]
 
-DEADLINE_S = 120.0
 PARTITIONS = 2
-
-CONFIG = """
-[kafka]
-bootstrap_servers = "{kafka}"
-group_id = "{group}"
-start = "earliest"
-session_timeout_s = 6
-commit_interval_s = 0.2
-
-[topics]
-{topics}
-
-[series]
-max_series = 64
-
-[model]
-hidden = 8
-horizon = 3
-levels = [0.1, 0.5, 0.9]
-context_length = 16
-warm_up = 4
-
-[training]
-on_start = false
-every_ticks = 0
-every_ratio = 0.0
-
-[http]
-port = {port}
-
-[log]
-format = "json"
-"""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Workers of these tests have the same programs: what one compiles, the next one reads."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-            patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("jax")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-        yield
-
-
-class Worker:
-    """One `forecaster run`, and what it wrote."""
-
-    def __init__(self, path: Path, config: str) -> None:
-        self.port = free_port()
-        self.config = path.with_suffix(".toml")
-        self.config.write_text(config.replace("{port}", str(self.port)))
-        command = [sys.executable, "-m", "forecaster", "run", "--config", str(self.config)]
-        self.child = Child(command, path.with_suffix(".log"))
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """What it logged under this name."""
-        lines = [
-            line
-            for line in self.child.output.read_text(errors="replace").splitlines()
-            if line.startswith("{")
-        ]
-        found = []
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:  # still being written
-                continue
-            if event.get("event") == name:
-                found.append(event)
-        return found
-
-    def ready(self) -> bool:
-        """Whether /readyz says so."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5) as answer:
-                return answer.status == 200
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            return False
-
-    def await_that(self, holds: Callable[[], object]) -> None:
-        """Wait for something that the worker is to bring about."""
-        deadline = time.monotonic() + DEADLINE_S
-        while not holds():
-            assert self.child.exit_code is None, f"it ended:\n{self.child.tail(30)}"
-            assert time.monotonic() < deadline, f"it did not happen:\n{self.child.tail(30)}"
-            time.sleep(0.05)
-
-    def end(self) -> int:
-        """Ask it to stop; its exit code."""
-        self.child.signal(signal.SIGTERM)
-        deadline = time.monotonic() + 30
-        while self.child.exit_code is None:
-            assert time.monotonic() < deadline, f"it did not stop:\n{self.child.tail(30)}"
-            time.sleep(0.02)
-        return self.child.exit_code
 
 
 class World:
@@ -139,10 +41,8 @@ class World:
 
     def start(self) -> Worker:
         """One more worker of the same group."""
-        roles = ("ticks", "predictions", "dead_letters", "control", "models", "state")
-        topics = "\n".join(f'{role} = "{getattr(self.topics, role)}"' for role in roles)
-        config = CONFIG.format(kafka=self.kafka, group=self.spec.group_id, topics=topics, port="{port}")
-        worker = Worker(self.path / f"worker{len(self.workers)}", config)
+        settings = small(self.kafka, self.spec.group_id, self.topics)
+        worker = Worker(self.path / f"worker{len(self.workers)}", settings)
         self.workers.append(worker)
         return worker
 

@@ -26,6 +26,7 @@ from forecaster.core.tick import Outcome
 from forecaster.shell import log
 from forecaster.shell.assignment import Assignment
 from forecaster.shell.care import Care
+from forecaster.shell.crash import Point, passing
 from forecaster.shell.dead_letters import letter
 from forecaster.shell.figures import Figures
 from forecaster.shell.kafka import Change, Lost, Moved, Record, Revoked
@@ -176,6 +177,7 @@ class Daemon(Worker):
 
     def answer(self, records: Sequence[Record], polled_s: float) -> None:
         """Fold records, send what they come to, and hand their offsets in to be committed."""
+        passing(Point.POLLED)
         batch = self.delivery.begin()
         answers = self.pipeline.handle(records, send=self._send)
         self._set_aside(answers.dead)
@@ -186,6 +188,7 @@ class Daemon(Worker):
         self._count(answers, len(records), sum(len(r.value or b"") for r in records))
 
     def _send(self, issued: Issued, messages: Sequence[bytes]) -> None:
+        passing(Point.FOLDED)
         topic, send = self.config.topics.predictions, self.delivery.send
         for series, partition, message in zip(
             issued.series, issued.partition.tolist(), messages, strict=True

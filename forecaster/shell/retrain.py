@@ -25,6 +25,7 @@ import structlog
 from pydantic import Field
 
 from forecaster.core.drift import DriftSpec
+from forecaster.shell import crash
 
 _log = structlog.get_logger(__name__)
 
@@ -199,17 +200,20 @@ class Retrainer:
     def _begin(self, fit_s: float) -> list[Event]:
         triggers, ids = tuple(self._wanted), tuple(self._ids)
         self._wanted, self._ids = {}, []
-        self._cache = self._cache or tempfile.mkdtemp(prefix="forecaster-")  # 0700: what is compiled is code
         job = self._make_job(fit_s)
         try:
-            process = TrainerProcess(
-                self._command, job, {"JAX_COMPILATION_CACHE_DIR": self._cache}, self._now
-            )
+            process = TrainerProcess(self._command, job, self._keep_compiled(), self._now)
         except OSError as error:  # no memory or no process to be had just now
             return [Ended(Outcome.CRASHED, triggers, ids, 0.0, message=f"could not be started: {error}")]
         self._running = _Running(process, triggers, ids, self._now())
         _log.info("retrain_began", triggers=triggers, pid=process.pid)
         return [Began(triggers)]
+
+    def _keep_compiled(self) -> dict[str, str]:
+        """Variables that let a trainer find what the one before has compiled; none on a disk that takes nothing."""
+        with suppress(OSError):
+            self._cache = self._cache or tempfile.mkdtemp(prefix="forecaster-")  # 0700: it is code
+        return {"JAX_COMPILATION_CACHE_DIR": self._cache} if self._cache else {}
 
     def _dismiss(self) -> Ended:
         """What waits will not be done here."""
@@ -291,7 +295,11 @@ class TrainerProcess:
         self.memory_bytes = 0
         self.errors = ""
         """The end of what it wrote to stderr."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("FORECASTER_")}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("FORECASTER_") or name == crash.VARIABLE
+        }
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

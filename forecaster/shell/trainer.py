@@ -32,6 +32,7 @@ from forecaster.core.spec import Spec
 from forecaster.core.tick import TickSpec
 from forecaster.core.train import Failure, Progress, TrainSpec
 from forecaster.errors import DataError, ForecasterError
+from forecaster.shell.crash import Point, passing
 from forecaster.shell.kafka import KafkaSpec, Record
 from forecaster.shell.kafka.log import Log
 from forecaster.shell.models import Models, Refused
@@ -269,6 +270,7 @@ class _Topics:
     def publish(self, model: Model, reason: str) -> None:
         """Write the model, then that it serves; then remove the oldest."""
         self._models.publish(to_stored(model))
+        passing(Point.MODEL_PUBLISHED)
         self._models.serve(model.version, reason)
         with suppress(ForecasterError):  # it serves already; the next one prunes too
             self._models.prune(self._job.keep)

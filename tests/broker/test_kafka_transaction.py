@@ -114,6 +114,7 @@ def test_of_two_workers_with_one_identity_the_older_stops(kafka: str) -> None:
     with pytest.raises(FencedError, match="transactional id") as fenced:
         until(lambda: False, older.turn)
     assert fenced.value.exit_code == 5
+    assert older.delivery.poll() == []  # on its way out it takes nothing back
     older.kill()
     until(lambda: newer.committed() == 400, newer.turn)
     newer.stop()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from forecaster.errors import BrokerError
+from forecaster.shell.crash import Point, passing
 from forecaster.shell.kafka.client import fatal
 from forecaster.shell.kafka.sink import Headers, Sink
 from forecaster.shell.kafka.source import Source
@@ -202,13 +203,16 @@ class AtLeastOnce:
             return
         offsets = self._committable()
         if offsets:
+            passing(Point.ACKNOWLEDGED)
             self._committing = dict(self._to_commit)
             self._commit_at_s = self._now() + self._source.spec.commit_interval_s
             self._source.commit_soon(offsets, self._committed)
+            passing(Point.OFFSETS_ASKED)
 
     def _committed(self, done: bool) -> None:
         committing, self._committing = self._committing or {}, None
         if done:
+            passing(Point.COMMITTED)
             self._drop_committed({partition: offset for partition, (_, offset) in committing.items()})
 
     def _drop_committed(self, offsets: Mapping[int, int]) -> None:

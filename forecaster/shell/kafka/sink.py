@@ -16,6 +16,7 @@ from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from forecaster.errors import BrokerError
+from forecaster.shell.crash import Point, passing
 from forecaster.shell.kafka.client import Settings, close_producer, connect, fatal, writer_settings
 from forecaster.shell.kafka.spec import KafkaSpec
 
@@ -58,6 +59,7 @@ class _Place:
         future, full, new, _ = self._queue(self._partition, timestamp_ms, key, value, ())
         if full or new:
             self._wake_up()
+            passing(Point.SENDING)
         return future
 
 

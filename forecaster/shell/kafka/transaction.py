@@ -17,6 +17,7 @@ from kafka.errors import InvalidProducerEpochError, KafkaError, KafkaTimeoutErro
 from kafka.structs import ConsumerGroupMetadata, MemberState
 
 from forecaster.errors import BrokerError, FencedError, ForecasterError
+from forecaster.shell.crash import Point, passing
 from forecaster.shell.kafka.client import fatal
 from forecaster.shell.kafka.delivery import Batch, Settled
 from forecaster.shell.kafka.sink import Headers, Sink
@@ -141,14 +142,21 @@ class ExactlyOnce:
             raise Doubt("a partition moved while its batch was being worked on")
         if not sink.flush(self._source.spec.request_timeout_s):
             raise sink.failure or Doubt("messages were not acknowledged in time")
+        passing(Point.ACKNOWLEDGED)
         member = self._source.group_metadata()
         if not is_member(member):
             raise Doubt(f"not a member of the group any more: {member}")
         transaction = sink.producer._transaction_manager  # noqa: SLF001 - the public calls have no deadline
         commits = self._source.to_commit(offsets)
         if commits:
-            wait_for(sink, transaction.send_offsets_to_transaction(commits, member), deadline_s - self._now())
-        wait_for(sink, transaction.begin_commit(), deadline_s - self._now())
+            sending = transaction.send_offsets_to_transaction(commits, member)
+            passing(Point.OFFSETS_ASKED)
+            wait_for(sink, sending, deadline_s - self._now())
+            passing(Point.OFFSETS_SENT)
+        ending = transaction.begin_commit()
+        passing(Point.END_ASKED)
+        wait_for(sink, ending, deadline_s - self._now())
+        passing(Point.COMMITTED)
 
     # -- the producer
 
@@ -183,6 +191,7 @@ class ExactlyOnce:
         self.close(timeout_s=0.0)
         self._fruitless += 1
         if (ours := self._final(cause, open_s)) is not None:
+            self._retry_at_s = float("inf")  # a new producer would end the work of who took over
             raise ours from error
         log.warning("transaction in doubt: %s: %s", type(cause).__name__, cause)
         self.resets += 1

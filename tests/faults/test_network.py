@@ -1,0 +1,154 @@
+"""What networks and brokers do: they are away, slow, silent, or lose just the one thing that matters."""
+
+from contextlib import ExitStack
+
+import pytest
+from kafka import KafkaAdminClient
+
+from tests.faults.conftest import BOTH, MakeRig
+from tests.faults.proxy import END_TXN, HEARTBEAT, OFFSET_COMMIT, PRODUCE
+from tests.faults.rig import Stage
+from tests.faults.watch import await_that
+
+DELIVERY_S = 30.0
+
+
+def in_sync(servers: str) -> bool:
+    """Whether every partition has all its replicas again."""
+    admin = KafkaAdminClient(bootstrap_servers=servers.split(","))
+    try:
+        return all(
+            len(partition["isr_nodes"]) == len(partition["replica_nodes"])
+            for topic in admin.describe_topics()
+            for partition in topic["partitions"]
+        )
+    finally:
+        admin.close()
+
+
+@pytest.mark.fault("T7")
+def test_the_broker_is_killed_and_stopped(make_rig: MakeRig) -> None:
+    with make_rig("exactly_once") as rig:
+        rig.load()
+        rig.start()
+        rig.progress()
+        rig.cluster.brokers[0].kill()
+        rig.cluster.brokers[0].start()
+        rig.progress()
+        rig.cluster.brokers[0].restart()
+        rig.progress()
+        rig.tried += 2
+        rig.verify()
+
+
+@pytest.mark.catalogue
+@pytest.mark.fault("T7", "T8")
+@BOTH
+def test_of_three_brokers_one_after_the_other_is_killed(
+    make_rig: MakeRig, kafka_jars: None, compiled_once: None, delivery: str
+) -> None:
+    with ExitStack() as stack, make_rig(delivery, Stage.enter(stack, nodes=3)) as rig:
+        rig.load()
+        rig.start()
+        for broker in rig.cluster.brokers:
+            rig.progress()
+            broker.kill()
+            rig.progress()  # while it is away
+            broker.start()
+            await_that(lambda: in_sync(rig.servers), "all replicas in sync", 60.0)
+            rig.tried += 1
+        rig.verify()
+
+
+@pytest.mark.fault("T8")
+@pytest.mark.parametrize(
+    ("delivery", "call"), [("at_least_once", OFFSET_COMMIT), ("exactly_once", END_TXN)], ids=["commit", "end"]
+)
+def test_what_was_committed_is_not_said(make_rig: MakeRig, delivery: str, call: int) -> None:
+    """The broker does it; the worker never hears so."""
+    with make_rig(delivery) as rig:
+        rig.load()
+        rig.start()
+        rig.progress()
+        rig.proxy.lose_answers(call)
+        await_that(lambda: rig.proxy.lost[call] >= 2, "two answers lost", DELIVERY_S)
+        rig.tried += rig.proxy.lost[call]
+        rig.heal()
+        rig.progress()
+        rig.verify()
+
+
+@pytest.mark.catalogue
+@pytest.mark.fault("T9")
+@BOTH
+def test_the_broker_is_silent(make_rig: MakeRig, delivery: str) -> None:
+    with make_rig(delivery) as rig:
+        rig.load()
+        worker = rig.start()
+        rig.progress()
+        rig.proxy.black_hole()
+        worker.await_that(lambda: not worker.ready())
+        rig.heal()
+        rig.progress()
+        rig.verify()
+
+
+@pytest.mark.catalogue
+@pytest.mark.fault("T9")
+@BOTH
+def test_connections_are_cut_again_and_again(make_rig: MakeRig, delivery: str) -> None:
+    with make_rig(delivery) as rig:
+        rig.load()
+        rig.start()
+        for fault in [rig.proxy.reset, rig.proxy.half_close] * 5:
+            rig.progress()
+            fault()
+            rig.tried += 1
+        rig.progress()
+        rig.verify()
+
+
+@pytest.mark.catalogue
+@pytest.mark.fault("T10")
+@BOTH
+def test_the_way_to_the_broker_is_long_and_thin(make_rig: MakeRig, delivery: str) -> None:
+    with make_rig(delivery) as rig:
+        rig.load()
+        rig.start()
+        rig.progress()
+        rig.proxy.delay_s, rig.proxy.bytes_per_s = 0.5, 50_000.0
+        rig.progress()  # slowly, but on
+        rig.heal()
+        rig.verify()
+
+
+@pytest.mark.fault("T11")
+def test_messages_of_a_transaction_get_lost_and_it_does_not_commit(make_rig: MakeRig) -> None:
+    """Only what is produced is lost, until the delivery timeout; offsets and the commit itself would pass."""
+    with make_rig("exactly_once") as rig:
+        rig.load()
+        worker = rig.start()
+        rig.progress()
+        rig.proxy.lose_requests(PRODUCE)
+        worker.await_that(lambda: "transaction in doubt" in worker.child.output.read_text(), DELIVERY_S)
+        rig.check()
+        rig.heal()
+        rig.progress()
+        rig.verify()
+
+
+@pytest.mark.fault("T13")
+@BOTH
+def test_the_group_forgets_a_worker_that_goes_on(make_rig: MakeRig, delivery: str) -> None:
+    """Its heartbeats get lost: it is thrown out with work in flight, and commits under a generation that is over."""
+    with make_rig(delivery) as rig:
+        rig.load()
+        worker = rig.start()
+        rig.progress()
+        rig.proxy.lose_requests(HEARTBEAT)
+        assigned = len(worker.events("partitions_assigned"))
+        worker.await_that(lambda: rig.proxy.lost[HEARTBEAT] > 1)
+        worker.await_that(lambda: len(worker.events("partitions_assigned")) > assigned)
+        rig.heal()
+        rig.progress()
+        rig.verify()
