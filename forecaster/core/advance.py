@@ -6,13 +6,15 @@
 Within a step: `perceive` takes the value in (scale, seasons, experts, inputs of the network), `foretell` settles what
 waited for it (scores, weights, corrections), advances the carry by one cell step, forecasts, mixes and corrects. The
 first half needs no network, and training scans just that. Pure, and compiled for a few fixed sizes; padding has `valid`
-false.
+false. The row is the first axis of the table and of the changes; within a step the batch is the last axis of what is
+short otherwise (experts, steps ahead, levels): vector instructions work along the last axis.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
@@ -123,6 +125,7 @@ def plant(rows: Rows, idx: Int[Array, " batch"], base: Float[Array, " batch"], l
     batch = idx.shape[0]
     horizon = rows.origin.shape[1]
     scale = jnp.maximum(loan.scale * jnp.abs(base), 1e-12)
+    linear = experts.newborn_linear(batch, horizon)
 
     def whole(column: Array, value: Array | float) -> Array:
         return column.at[idx].set(value, mode="drop")
@@ -131,7 +134,8 @@ def plant(rows: Rows, idx: Int[Array, " batch"], base: Float[Array, " batch"], l
         count=whole(rows.count, 0),
         base=whole(rows.base, base),
         running=whole(rows.running, _pack(features.newborn(scale), jnp.zeros(batch), jnp.zeros(batch))),
-        linear=whole(rows.linear, experts.newborn_linear(batch, horizon)),
+        covariance=whole(rows.covariance, linear.covariance),
+        weights=whole(rows.weights, linear.weights),
         error=whole(rows.error, loan.error),
         regret=whole(rows.regret, loan.regret),
         carry=whole(rows.carry, 0.0),
@@ -153,14 +157,14 @@ class Percept(NamedTuple):
     scale: Array
     x: Float[Array, "batch feature"]  # recurrent inputs
     direct: Float[Array, "batch feature"]  # direct inputs
-    actual: Float[Array, "batch horizon"]  # what came, in scales, for the forecasts of 1.. steps ago
-    settled: Bool[Array, "batch horizon"]
-    points: Float[Array, "batch expert horizon"]  # what the experts had said; NaN: nothing
-    lines: Array  # what they say now
-    seasonal: Float[Array, "batch horizon"]
-    linear: Float[Array, "batch horizon"]
+    actual: Float[Array, "horizon batch"]  # what came, in scales, for the forecasts of 1.. steps ago
+    settled: Bool[Array, "horizon batch"]
+    points: Float[Array, "expert horizon batch"]  # what the experts had said; NaN: nothing
+    lines: Float[Array, "line batch"]  # what they say now
+    seasonal: Float[Array, "horizon batch"]
+    linear: Float[Array, "horizon batch"]
     has_season: Bool[Array, " batch"]
-    live: Bool[Array, "batch horizon"]  # whether those forecasts were published
+    live: Bool[Array, "horizon batch"]  # whether those forecasts were published
 
 
 def perceive(
@@ -179,16 +183,14 @@ def perceive(
     running, holt_level, holt_slope = features.unpack(packed[:, :-2]), packed[:, -2], packed[:, -1]
 
     # what waited for this value
-    h = jnp.arange(1, horizon + 1)
-    settled = (count[:, None] >= h) & steps.valid[:, None]
+    settled = (count >= jnp.arange(1, horizon + 1)[:, None]) & steps.valid
     origin = table.origins(rows.origin, idx, count, horizon)
-    actual = jnp.where(
-        settled, (value[:, None] - origin[..., 0]) / jnp.where(settled, origin[..., 1], 1.0), 0.0
-    )
+    had, scaled, live = origin.T
+    actual = jnp.where(settled, (value - had) / jnp.where(settled, scaled, 1.0), 0.0)
     lines = table.origins(rows.lines, idx, count, horizon).astype(jnp.float32)
     curves = table.due(rows.curves, idx, count, horizon).astype(jnp.float32)
-    points = experts.assemble(lines, curves)
-    error = experts.follow(read(rows.error), points, actual, settled, count)
+    points = experts.assemble(lines.T, curves.T)
+    error = experts.follow(_last(read(rows.error)), points, actual, settled, count)
 
     # the window and the statistics
     past = table.lagged(
@@ -215,7 +217,7 @@ def perceive(
     sight = features.look_back(value, scale, past, running, best, second, seen, seasons)
 
     # the linear expert
-    linear = _unpack_linear(read(rows.linear))
+    linear = Linear(read(rows.covariance), read(rows.weights))
     oldest = rows.regressors.at[idx, jnp.remainder(count, horizon)].get(mode="clip")
     path = (
         jnp.concatenate([past[:, -(horizon - 1) :], value[:, None]], axis=1)
@@ -223,8 +225,8 @@ def perceive(
         else value[:, None]
     )
     target = features.squash((path - origin[:, -1:, 0]) / jnp.maximum(origin[:, -1:, 1], 1e-30))
-    usual = jnp.maximum(error[:, -1].mean(1), 1e-3)
-    linear = experts.learn(linear, oldest, jnp.clip(target, -30.0, 30.0), usual, settled[:, -1])
+    usual = jnp.maximum(error[-1].mean(0), 1e-3)
+    linear = experts.learn(linear, oldest, jnp.clip(target, -30.0, 30.0), usual, settled[-1])
     x_linear = experts.regressors(sight)
     said = experts.predict(linear, x_linear)
 
@@ -250,8 +252,7 @@ def perceive(
             holt_level - value,
             holt_slope,
             (value - past[:, -experts.DRIFT_STEPS]) / span,
-        ],
-        axis=1,
+        ]
     )
     percept = Percept(
         value=value,
@@ -261,13 +262,13 @@ def perceive(
         actual=actual,
         settled=settled,
         points=points,
-        lines=lines_now / scale[:, None],
-        seasonal=features.unsquash(sight.best[:, 1:]),
-        linear=features.unsquash(said),
+        lines=lines_now / scale,
+        seasonal=features.unsquash(sight.best[:, 1:].T),
+        linear=features.unsquash(said.T),
         has_season=seasons[0].period > 0,
-        live=settled & (origin[..., 2] > 0),
+        live=settled & (live > 0),
     )
-    none = jnp.full((batch, horizon), jnp.nan)
+    none = jnp.full((horizon, batch), jnp.nan)
     changes = Rows(
         count=count + 1,
         base=base,
@@ -277,11 +278,12 @@ def perceive(
         week=steps.week,
         running=_pack(running, holt_level, holt_slope),
         origin=jnp.stack([value, scale, steps.live.astype(jnp.float32)], axis=1),
-        lines=_half(percept.lines),
-        curves=curves_now(percept, none),
+        lines=_half(percept.lines).T,
+        curves=curves_now(percept, none).T,
         regressors=x_linear,
-        linear=jnp.concatenate(linear, axis=2),
-        error=error,
+        covariance=linear.covariance,
+        weights=linear.weights,
+        error=_first(error),
         regret=read(rows.regret),
         carry=read(rows.carry),
         pending=table.due(rows.pending, idx, count, horizon),
@@ -291,26 +293,33 @@ def perceive(
 
 
 def curves_now(
-    percept: Percept, network: Float[Array, "batch horizon"]
-) -> Float[Array, "batch horizon curve"]:
+    percept: Percept, network: Float[Array, "horizon batch"]
+) -> Float[Array, "curve horizon batch"]:
     """The points that wait for their targets one by one; NaN from an expert that has nothing to say."""
-    seasonal = jnp.where(percept.has_season[:, None], percept.seasonal, jnp.nan)
-    return _half(jnp.stack([network, seasonal, percept.linear], axis=-1))
+    seasonal = jnp.where(percept.has_season, percept.seasonal, jnp.nan)
+    return _half(jnp.stack([network, seasonal, percept.linear]))
 
 
 def _half(x: Array) -> Array:
     return jnp.clip(x, -HALF_LIMIT, HALF_LIMIT).astype(jnp.float16)
 
 
-def _errors(error: Float[Array, "batch expert horizon"]) -> Float[Array, "batch error"]:
+def _errors(error: Float[Array, "expert horizon batch"]) -> Float[Array, "batch error"]:
     """How large the linear expert's errors are, near and far, and how they compare with the last value's."""
-    near_and_far = [0, min(3, error.shape[2] - 1), error.shape[2] - 1]
-    linear, last = error[:, -1, near_and_far], error[:, 1, near_and_far]
-    return jnp.concatenate([jnp.log(linear + 0.05), jnp.log((linear + 0.05) / (last + 0.05))], axis=1)
+    horizon = error.shape[1]
+    near_and_far = np.array([0, min(3, horizon - 1), horizon - 1])
+    linear, last = error[-1, near_and_far], error[1, near_and_far]
+    return jnp.concatenate([jnp.log(linear + 0.05), jnp.log((linear + 0.05) / (last + 0.05))]).T
 
 
-def _unpack_linear(packed: Array) -> Linear:
-    return Linear(packed[:, :, : packed.shape[1]], packed[:, :, packed.shape[1] :])
+def _last(x: Array) -> Array:
+    """The batch as the last axis instead of the first."""
+    return jnp.moveaxis(x, 0, -1)
+
+
+def _first(x: Array) -> Array:
+    """The batch as the first axis instead of the last."""
+    return jnp.moveaxis(x, -1, 0)
 
 
 # --------------------------------------------------------------------------- the network and after
@@ -333,27 +342,26 @@ def foretell(
     count = changes.count - 1
 
     # 1. settle
-    waited = jnp.where(settled[..., None], changes.pending.astype(jnp.float32), 0.0)
+    waited = jnp.where(settled[:, None], _last(changes.pending).astype(jnp.float32), 0.0)
     scores = score.score(waited, actual, percept.live, levels)
-    anomaly = jnp.where(settled[:, 0], score.anomaly(waited[:, 0], actual[:, 0], median), jnp.nan)
-    slope = score.below(waited, actual) - jnp.asarray(levels, jnp.float32)
-    blend = Blend(changes.error, changes.regret[:, 0], changes.regret[:, 1])
+    anomaly = jnp.where(settled[0], score.anomaly(waited[0], actual[0], median), jnp.nan)
+    slope = score.below(waited, actual) - jnp.asarray(levels, jnp.float32)[:, None]
+    blend = Blend(_last(changes.error), *_last(changes.regret))
     blend, unit = experts.settle(blend, percept.points, waited, slope, settled, levels)
-    offset = calibrate.settle(changes.offset, slope, unit, settled)
+    offset = calibrate.settle(_last(changes.offset), slope, unit, settled)
 
     # 2. one cell step, and the head
     moved, y = model.step(spec, serving.params, changes.carry, percept.x)
     network = model.head(spec, serving.params, y, percept.x, percept.direct)  # put in order once mixed
-    finite = jnp.isfinite(network).all((1, 2)) & jnp.isfinite(moved).all(1)
+    finite = jnp.isfinite(network.sum((0, 1)) + moved.sum(1))  # all of them are bounded, so no sum overflows
     carry = jnp.where(finite[:, None], moved, 0.0)
-    network = jnp.where(finite[:, None, None], network, 0.0)
+    network = jnp.where(finite, network, 0.0)
 
     # 3. mix and correct
     warm = count + 1 >= spec.warm_up
     speaks = serving.trained & warm & finite
-    voice = jnp.where(speaks[:, None], network[..., median], jnp.nan)
-    curves = curves_now(percept, voice)
-    points = experts.assemble(percept.lines, curves.astype(jnp.float32))
+    curves = curves_now(percept, jnp.where(speaks, network[:, median], jnp.nan))
+    points = experts.assemble(percept.lines[:, None], curves.astype(jnp.float32))
     awake = jnp.isfinite(points)
     share = experts.weights(blend, awake)
     mixed = experts.mix(jnp.where(awake, points, 0.0), network, blend, share, levels)
@@ -361,14 +369,14 @@ def foretell(
     status = jnp.where(serving.trained, jnp.where(warm, jnp.where(finite, OK, FALLBACK), WARMING), COLD)
 
     changes = changes._replace(
-        curves=curves,
-        regret=jnp.stack([blend.regret, blend.square], axis=1),
+        curves=curves.T,
+        regret=_first(jnp.stack([blend.regret, blend.square])),
         carry=carry,
-        pending=quantiles,
-        offset=offset,
+        pending=_first(quantiles),
+        offset=_first(offset),
     )
     # What is published is what waits: rounded to half precision relative to the last value.
-    published = quantiles.astype(jnp.float32) * percept.scale[:, None, None]
+    published = _first(quantiles.astype(jnp.float32) * percept.scale)
     return changes, Forecasts(published, percept.scale, status.astype(jnp.int32), anomaly), scores
 
 

@@ -19,22 +19,22 @@ FADE = 0.001  # of the offset, so that what is long past is forgotten
 
 
 def correct(
-    quantiles: Float[Array, "batch horizon level"], offset: Float[Array, "batch horizon level"], median: int
-) -> Float[Array, "batch horizon level"]:
+    quantiles: Float[Array, "horizon level batch"], offset: Float[Array, "horizon level batch"], median: int
+) -> Float[Array, "horizon level batch"]:
     """Quantiles with their offsets, in order."""
     return in_order(quantiles + offset, median)
 
 
 def settle(
-    offset: Float[Array, "batch horizon level"],
-    slope: Float[Array, "batch horizon level"],
-    unit: Float[Array, "batch horizon"],
-    settled: Bool[Array, "batch horizon"],
-) -> Float[Array, "batch horizon level"]:
+    offset: Float[Array, "horizon level batch"],
+    slope: Float[Array, "horizon level batch"],
+    unit: Float[Array, "horizon batch"],
+    settled: Bool[Array, "horizon batch"],
+) -> Float[Array, "horizon level batch"]:
     """Learn from what came.
 
     `slope` is the derivative of the pinball loss at the published quantiles (outcome below less level), `unit` the
     mix's own mean absolute error in scales.
     """
-    moved = (offset - RATE * unit[..., None] * slope) * (1 - FADE)
-    return jnp.where(settled[..., None], moved, offset)
+    moved = (offset - RATE * unit[:, None] * slope) * (1 - FADE)
+    return jnp.where(settled[:, None], moved, offset)

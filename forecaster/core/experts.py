@@ -3,6 +3,7 @@
 Each expert gives one point a step ahead, relative to the last value and in units of the running scale; its spread is
 its own mean absolute error, kept per series and step ahead. Their quantiles are averaged level by level, with weights
 that follow what each lost lately, so that the mix is hardly worse than the best of them. Everything is O(1) a tick.
+The batch is the last axis of all but the linear expert: vector instructions work along the last axis.
 
 The weights: Bernstein online aggregation (Wintenberger 2017, "Optimal learning with Bernstein online aggregation",
 Machine Learning 106, arXiv:1404.1356) on the linearised pinball loss, with forgetting; regret against the best expert
@@ -39,7 +40,7 @@ HOLT_LEVEL, HOLT_SLOPE, DAMPING = 0.5, 0.05, 0.9  # Gardner & McKenzie 1985: a d
 
 
 class Blend(NamedTuple):
-    """What the mix remembers of each series, expert and horizon; axes (batch, expert, horizon)."""
+    """What the mix remembers of each series, expert and horizon; axes (expert, horizon, batch)."""
 
     error: Array  # mean absolute error lately, in scales
     regret: Array  # of the mix towards each expert
@@ -74,66 +75,59 @@ def holt(
     return jnp.where(count == 0, value, new), jnp.where(count == 0, 0.0, moved)
 
 
-def spread_lines(lines: Float[Array, "batch *at line"], horizon: int) -> list[Array]:
-    """The points of the experts of a few numbers: fast mean, slow mean, Holt, drift; each (batch, horizon).
+def spread_lines(lines: Float[Array, "line at batch"], horizon: int) -> list[Array]:
+    """The points of the experts of a few numbers: fast mean, slow mean, Holt, drift; each (horizon, batch).
 
-    `lines` has an axis of steps ahead (as it waits), or none (as it is made).
+    `lines` has them for each step ahead (as they wait), or once for all (as they are made).
     """
-    h = jnp.arange(1, horizon + 1, dtype=jnp.float32)
-    fast, slow, level, slope, drift = (
-        lines[..., i] if lines.ndim == 3 else lines[:, None, i] for i in range(LINES)
-    )
-    return [fast + 0 * h, slow + 0 * h, level + slope * damped(horizon), drift * h]
+    h = jnp.arange(1, horizon + 1, dtype=jnp.float32)[:, None]
+    fast, slow, level, slope, drift = lines
+    return [fast + 0 * h, slow + 0 * h, level + slope * damped(horizon)[:, None], drift * h]
 
 
 def assemble(
-    lines: Array, curves: Float[Array, "batch horizon curve"]
-) -> Float[Array, "batch expert horizon"]:
+    lines: Float[Array, "line at batch"], curves: Float[Array, "curve horizon batch"]
+) -> Float[Array, "expert horizon batch"]:
     """All experts' points, in the order of NAMES."""
-    horizon = curves.shape[1]
-    network, seasonal, linear = (curves[..., i] for i in range(CURVES))
-    return jnp.stack(
-        [network, jnp.zeros_like(network), *spread_lines(lines, horizon), seasonal, linear], axis=1
-    )
+    network, seasonal, linear = curves
+    still = jnp.zeros_like(network)
+    return jnp.stack([network, still, *spread_lines(lines, len(network)), seasonal, linear])
 
 
-def weights(blend: Blend, awake: Bool[Array, "batch expert horizon"]) -> Float[Array, "batch expert horizon"]:
+def weights(blend: Blend, awake: Bool[Array, "expert horizon batch"]) -> Float[Array, "expert horizon batch"]:
     """Share of each expert in the mix; those that are not `awake` have nothing to say and get none."""
-    rate = _rate(blend.square)
-    score = jnp.where(awake, PRIOR[:, None] + rate * blend.regret, -jnp.inf)
-    return jax.nn.softmax(score, axis=1)
+    score = jnp.where(awake, PRIOR[:, None, None] + _rate(blend.square) * blend.regret, -jnp.inf)
+    return jax.nn.softmax(score, axis=0)
 
 
 def _rate(square: Array) -> Array:
-    return jnp.minimum(RATE_LIMIT, RATE / jnp.sqrt(square + 0.2))
+    """RATE / sqrt(square), bounded; written so that XLA does not see a reciprocal root, which it computes slowly."""
+    return jnp.minimum(RATE_LIMIT, jnp.sqrt(RATE**2 / (square + 0.2)))
 
 
 def mix(
-    points: Float[Array, "batch expert horizon"],
-    network: Float[Array, "batch horizon level"],
+    points: Float[Array, "expert horizon batch"],
+    network: Float[Array, "horizon level batch"],
     blend: Blend,
-    share: Float[Array, "batch expert horizon"],
+    share: Float[Array, "expert horizon batch"],
     levels: tuple[float, ...],
-) -> Float[Array, "batch horizon level"]:
+) -> Float[Array, "horizon level batch"]:
     """Quantiles of the mix: the weighed mean of the experts' quantiles, level by level (Vincentization)."""
-    others = share.at[:, NETWORK].set(0.0)
-    centre = (others * points).sum(1)
-    spread = (others * blend.error).sum(1)
-    return (
-        centre[..., None]
-        + spread[..., None] * jnp.asarray(shape(levels))
-        + share[:, NETWORK][..., None] * network
-    )
+    others = share.at[NETWORK].set(0.0)
+    centre = (others * points).sum(0)
+    spread = (others * blend.error).sum(0)
+    widths = jnp.asarray(shape(levels))[:, None]
+    return centre[:, None] + spread[:, None] * widths + share[NETWORK][:, None] * network
 
 
 def settle(
     blend: Blend,
-    points: Float[Array, "batch expert horizon"],
-    published: Float[Array, "batch horizon level"],
-    slope: Float[Array, "batch horizon level"],
-    settled: Bool[Array, "batch horizon"],
+    points: Float[Array, "expert horizon batch"],
+    published: Float[Array, "horizon level batch"],
+    slope: Float[Array, "horizon level batch"],
+    settled: Bool[Array, "horizon batch"],
     levels: tuple[float, ...],
-) -> tuple[Blend, Float[Array, "batch horizon"]]:
+) -> tuple[Blend, Float[Array, "horizon batch"]]:
     """Learn from what came; also the mix's own mean absolute error, the unit of the corrections.
 
     An expert that had nothing to say, a point that is not finite, learns nothing.
@@ -144,17 +138,16 @@ def settle(
     awake = jnp.isfinite(points)
     points = jnp.where(awake, points, 0.0)
     share = weights(blend, awake)
-    unit = jnp.maximum((share * blend.error).sum(1), 1e-3)  # the mix's own error, (batch, horizon)
-    median = levels.index(0.5)
-    wide = published - published[..., median : median + 1]
-    tilt = slope.mean(-1)
-    by_shape = (slope * jnp.asarray(shape(levels))).mean(-1)
-    spread = blend.error * by_shape[:, None]
-    spread = spread.at[:, NETWORK].set((slope * wide).mean(-1))
-    excess = points * tilt[:, None] + spread - (slope * published).mean(-1)[:, None]
-    keep = (settled[:, None, :] & awake).astype(jnp.float32)
-    gain = -jnp.clip(excess / unit[:, None], -3.0, 3.0) * keep
-    together = gain.sum(2, keepdims=True) / jnp.maximum(keep.sum(2, keepdims=True), 1)
+    unit = jnp.maximum((share * blend.error).sum(0), 1e-3)  # the mix's own error, (horizon, batch)
+    median = published[:, levels.index(0.5)]
+    tilt = slope.mean(1)
+    cost = (slope * published).mean(1)
+    by_shape = (slope * jnp.asarray(shape(levels))[:, None]).mean(1)
+    spread = (blend.error * by_shape).at[NETWORK].set(cost - tilt * median)
+    excess = points * tilt + spread - cost
+    keep = (settled & awake).astype(jnp.float32)
+    gain = -jnp.clip(excess / unit, -3.0, 3.0) * keep
+    together = gain.sum(1, keepdims=True) / jnp.maximum(keep.sum(1, keepdims=True), 1)
     gain = (1 - BORROW) * gain + BORROW * together
     fade = 1 - FORGET * keep
     square = fade * blend.square + gain**2
@@ -163,18 +156,18 @@ def settle(
 
 
 def follow(
-    error: Float[Array, "batch expert horizon"],
-    points: Float[Array, "batch expert horizon"],
-    actual: Float[Array, "batch horizon"],
-    settled: Bool[Array, "batch horizon"],
+    error: Float[Array, "expert horizon batch"],
+    points: Float[Array, "expert horizon batch"],
+    actual: Float[Array, "horizon batch"],
+    settled: Bool[Array, "horizon batch"],
     count: Array,
-) -> Float[Array, "batch expert horizon"]:
+) -> Float[Array, "expert horizon batch"]:
     """The experts' mean absolute errors after what came; `count` (batch,) is the number of steps before it."""
-    miss = jnp.abs(jnp.clip(actual, -FAR, FAR)[:, None] - jnp.clip(points, -FAR, FAR))
+    miss = jnp.abs(jnp.clip(actual, -FAR, FAR) - jnp.clip(points, -FAR, FAR))
     miss = jnp.minimum(miss, jnp.maximum(20 * error, 1.0))
-    age = jnp.maximum(count[:, None] - jnp.arange(1, actual.shape[1] + 1), 0).astype(jnp.float32)
-    rate = jnp.maximum(ERROR_RATE, 1 / (age + 5.0))[:, None]
-    return jnp.where(settled[:, None] & jnp.isfinite(points), error + rate * (miss - error), error)
+    age = jnp.maximum(count - jnp.arange(1, len(actual) + 1)[:, None], 0).astype(jnp.float32)
+    rate = jnp.maximum(ERROR_RATE, 1 / (age + 5.0))
+    return jnp.where(settled & jnp.isfinite(points), error + rate * (miss - error), error)
 
 
 # --------------------------------------------------------------------------- the linear expert
@@ -196,10 +189,10 @@ class Linear(NamedTuple):
     weights: Float[Array, "batch regressor horizon"]
 
 
-def newborn_linear(batch: int, horizon: int) -> Float[Array, "batch regressor both"]:
-    """That of a series that has seen nothing: it forecasts the last value. Packed, as the table holds it."""
+def newborn_linear(batch: int, horizon: int) -> Linear:
+    """That of a series that has seen nothing: it forecasts the last value."""
     covariance = jnp.broadcast_to(LINEAR_PRIOR * jnp.eye(REGRESSORS), (batch, REGRESSORS, REGRESSORS))
-    return jnp.concatenate([covariance, jnp.zeros((batch, REGRESSORS, horizon))], axis=2)
+    return Linear(covariance, jnp.zeros((batch, REGRESSORS, horizon)))
 
 
 def regressors(sight: features.Sight) -> Float[Array, "batch regressor"]:
@@ -242,11 +235,15 @@ def learn(
     e = target - (x[:, :, None] * linear.weights).sum(1)
     size = jnp.abs(e).mean(1)
     trust = jnp.minimum(1.0, usual / (size + 1e-6))
-    px = (linear.covariance * x[:, None, :]).sum(2)
-    gain = px * (trust / (LINEAR_FORGET + trust * (x * px).sum(1)))[:, None]
-    covariance = (linear.covariance - gain[:, :, None] * px[:, None, :]) / LINEAR_FORGET
-    covariance = (covariance + jnp.swapaxes(covariance, 1, 2)) / 2
-    bounded = jnp.trace(covariance, axis1=1, axis2=2) <= 10 * REGRESSORS * LINEAR_PRIOR
+    px = jnp.einsum("bij,bj->bi", linear.covariance, x)
+    shrink = trust / (LINEAR_FORGET + trust * (x * px).sum(1))
+    gain = px * shrink[:, None]
+    # Multiplied in this order the covariance stays exactly symmetric.
+    covariance = (
+        linear.covariance - shrink[:, None, None] * (px[:, :, None] * px[:, None, :])
+    ) / LINEAR_FORGET
+    trace = covariance.reshape(len(x), -1)[:, :: REGRESSORS + 1].sum(1)
+    bounded = trace <= 10 * REGRESSORS * LINEAR_PRIOR
     keep = known[:, None, None]
     return Linear(
         jnp.where(keep & bounded[:, None, None], covariance, linear.covariance),

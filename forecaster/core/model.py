@@ -231,10 +231,10 @@ def _standard(x: Array, mean: Any, rate: Any) -> Array:
 def head(
     spec: ModelSpec,
     params: Params,
-    y: Float[Array, "*batch hidden"],
-    x: Float[Array, "*batch feature"],
-    direct: Float[Array, "*batch feature"],
-) -> Float[Array, "*batch horizon level"]:
+    y: Float[Array, "batch hidden"],
+    x: Float[Array, "batch feature"],
+    direct: Float[Array, "batch feature"],
+) -> Float[Array, "horizon level batch"]:
     """The quantile of each level and step ahead as the network draws it, which need not be in order.
 
     Every level is a sum of its own function of the hidden units and of two parts that all levels of a step share: a
@@ -245,35 +245,30 @@ def head(
     known = _standard(direct, net.norm.direct_mean, net.norm.direct_rate)
     seen = jnp.concatenate([_standard(x, net.norm.input_mean, net.norm.input_rate), known], axis=-1)
     hidden = nnx.silu(net.blend(jnp.concatenate([y, seen], axis=-1)))
-    shape = (*y.shape[:-1], spec.horizon, len(spec.levels))
     candidates = features.candidates(known, spec.horizon)
-    blended = (net.gate(hidden).reshape(candidates.shape) * candidates).sum(-2)
-    drawn = (hidden @ net.out.kernel.get_value()).reshape(shape) + (net.skip(seen) + blended)[..., None]
+    blended = (net.gate(hidden).reshape(candidates.shape) * candidates).sum(1)
+    shared = (net.skip(seen) + blended).T
+    own = (net.out.kernel.get_value().T @ hidden.T).reshape(spec.horizon, len(spec.levels), -1)
     bias: Any = net.out.bias
-    start = bias.get_value().reshape(shape[-2:])
-    return features.unsquash(drawn * net.norm.out.get_value()[:, None] + start)
+    start = bias.get_value().reshape(spec.horizon, len(spec.levels), 1)
+    return features.unsquash((own + shared[:, None]) * net.norm.out.get_value()[:, None, None] + start)
 
 
 def quantiles(
     spec: ModelSpec, params: Params, y: Array, x: Array, direct: Array
-) -> Float[Array, "*batch horizon level"]:
+) -> Float[Array, "horizon level batch"]:
     """What `head` draws, in order."""
     return in_order(head(spec, params, y, x, direct), spec.median)
 
 
-def in_order(quantiles: Float[Array, "*batch level"], median: int) -> Float[Array, "*batch level"]:
+def in_order(quantiles: Float[Array, "*at level batch"], median: int) -> Float[Array, "*at level batch"]:
     """Crossing quantiles pushed outward from the median, which stays: each at least as far out as the one inside it."""
-    above, below = quantiles[..., median:], -jnp.flip(quantiles[..., : median + 1], -1)
-    return jnp.concatenate([-jnp.flip(_rising(below), -1), _rising(above)[..., 1:]], axis=-1)
-
-
-def _rising(x: Array) -> Array:
-    """The running maximum along the last axis, by doubling: a handful of vector operations."""
-    size, step = x.shape[-1], 1
-    while step < size:
-        x = jnp.concatenate([x[..., :step], jnp.maximum(x[..., step:], x[..., :-step])], axis=-1)
-        step *= 2
-    return x
+    level = [quantiles[..., i, :] for i in range(quantiles.shape[-2])]
+    for i in range(median + 1, len(level)):
+        level[i] = jnp.maximum(level[i], level[i - 1])
+    for i in reversed(range(median)):
+        level[i] = jnp.minimum(level[i], level[i + 1])
+    return jnp.stack(level, axis=-2)
 
 
 def standardised(

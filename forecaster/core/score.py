@@ -25,43 +25,45 @@ class Scores(NamedTuple):
 
 
 def pinball_loss(
-    quantiles: Float[Array, "*batch level"], actual: Float[Array, "*batch"], levels: Float[Array, " level"]
-) -> Float[Array, "*batch"]:
+    quantiles: Float[Array, "*at level batch"],
+    actual: Float[Array, "*at batch"],
+    levels: Float[Array, " level"],
+) -> Float[Array, "*at batch"]:
     """Mean over levels of max(q*e, (q-1)*e) with e = actual - quantile; no factor 2."""
-    e = actual[..., None] - quantiles
-    return jnp.maximum(levels * e, (levels - 1) * e).mean(-1)
+    e, q = actual[..., None, :] - quantiles, levels[:, None]
+    return jnp.maximum(q * e, (q - 1) * e).mean(-2)
 
 
-def below(quantiles: Float[Array, "*batch level"], actual: Float[Array, "*batch"]) -> Array:
+def below(quantiles: Float[Array, "*at level batch"], actual: Float[Array, "*at batch"]) -> Array:
     """1 where what came is below the quantile, 0 above, 1/2 on it."""
-    e = actual[..., None] - quantiles
+    e = actual[..., None, :] - quantiles
     return jnp.where(jnp.abs(e) <= TIE, 0.5, (e < 0).astype(jnp.float32))
 
 
 def score(
-    quantiles: Float[Array, "batch horizon level"],
-    actual: Float[Array, "batch horizon"],
-    settled: Bool[Array, "batch horizon"],
+    quantiles: Float[Array, "horizon level batch"],
+    actual: Float[Array, "horizon batch"],
+    settled: Bool[Array, "horizon batch"],
     levels: tuple[float, ...],
 ) -> Scores:
     """Sums over the batch of what is `settled`, each error up to `CAP` so that sums stay sums over all series."""
     q = jnp.asarray(levels, jnp.float32)
     weight = settled.astype(jnp.float32)
     # Only what settled is looked at: the rest may hold anything, and 0 * inf is not 0.
-    quantiles = jnp.where(settled[..., None], quantiles, 0.0)
+    quantiles = jnp.where(settled[:, None], quantiles, 0.0)
     actual = jnp.where(settled, actual, 0.0)
-    median = quantiles[..., levels.index(0.5)]
+    median = quantiles[:, levels.index(0.5)]
     return Scores(
-        count=weight.sum(0),
-        error=(weight * jnp.minimum(jnp.abs(actual - median), CAP)).sum(0),
-        last_error=(weight * jnp.minimum(jnp.abs(actual), CAP)).sum(0),
-        pinball=(weight * jnp.minimum(pinball_loss(quantiles, actual, q), CAP)).sum(0),
-        below=(weight[..., None] * below(quantiles, actual)).sum(0),
+        count=weight.sum(-1),
+        error=(weight * jnp.minimum(jnp.abs(actual - median), CAP)).sum(-1),
+        last_error=(weight * jnp.minimum(jnp.abs(actual), CAP)).sum(-1),
+        pinball=(weight * jnp.minimum(pinball_loss(quantiles, actual, q), CAP)).sum(-1),
+        below=(weight[:, None] * below(quantiles, actual)).sum(-1),
     )
 
 
-def anomaly(quantiles: Float[Array, "batch level"], actual: Float[Array, " batch"], median: int) -> Array:
+def anomaly(quantiles: Float[Array, "level batch"], actual: Float[Array, " batch"], median: int) -> Array:
     """Where the outcome fell in its forecast: 0 at the median, 1 at the outermost quantile of its side."""
-    off = actual - quantiles[:, median]
-    side = jnp.where(off > 0, quantiles[:, -1] - quantiles[:, median], quantiles[:, median] - quantiles[:, 0])
+    off = actual - quantiles[median]
+    side = jnp.where(off > 0, quantiles[-1] - quantiles[median], quantiles[median] - quantiles[0])
     return jnp.abs(off) / jnp.maximum(side, TIE)

@@ -79,7 +79,8 @@ class Rows(NamedTuple):
     lines: Array  # ring, float16 (row, horizon, lines): experts whose forecast is a few numbers
     curves: Array  # triangle, float16 (row, triangle, curves): experts with a number for each step ahead
     regressors: Array  # ring, float32 (row, horizon, regressors): inputs of the linear expert
-    linear: Array  # float32 (row, regressors, regressors + horizon): its inverse covariance, its weights
+    covariance: Array  # float32 (row, regressors, regressors): the linear expert's inverse covariance
+    weights: Array  # float32 (row, regressors, horizon): and its weights
     error: Array  # float32 (row, expert, horizon): mean absolute error lately, in scales
     regret: Array  # float32 (row, 2, expert, horizon): of the mix towards each expert, and its squares
     carry: Array  # float32 (row, carry)
@@ -99,7 +100,8 @@ KINDS = {
     "lines": "ring",
     "curves": "triangle",
     "regressors": "ring",
-    "linear": "whole",
+    "covariance": "whole",
+    "weights": "whole",
     "error": "whole",
     "regret": "whole",
     "carry": "whole",
@@ -125,7 +127,8 @@ def empty(layout: Layout, rows: int) -> Rows:
         lines=jnp.zeros((rows, h, layout.lines), f16),
         curves=jnp.zeros((rows, waiting, layout.curves), f16),
         regressors=jnp.zeros((rows, h, d), f32),
-        linear=jnp.zeros((rows, d, d + h), f32),
+        covariance=jnp.zeros((rows, d, d), f32),
+        weights=jnp.zeros((rows, d, h), f32),
         error=jnp.zeros((rows, layout.experts, h), f32),
         regret=jnp.zeros((rows, 2, layout.experts, h), f32),
         carry=jnp.zeros((rows, layout.carry), f32),

@@ -237,8 +237,10 @@ def last_value_loss(examples: Examples, spec: TrainSpec, shape: ModelSpec) -> fl
     quantiles = jnp.asarray(change_quantiles(examples, shape), jnp.float32)
     at, wanted = _spans(holdout_windows(examples, spec), examples, spec)
     known = examples.known[at] & wanted[..., None]
-    loss = pinball_loss(quantiles[None, None], jnp.asarray(examples.target[at]), jnp.asarray(shape.levels))
-    weighted = np.asarray(loss) * known * examples.weight[at][..., None]
+    loss = pinball_loss(
+        quantiles[..., None], _batch_last(jnp.asarray(examples.target[at])), jnp.asarray(shape.levels)
+    )
+    weighted = np.asarray(loss).T.reshape(known.shape) * known * examples.weight[at][..., None]
     return _mean_of_series(weighted.sum((1, 2)), known.sum((1, 2)), at[:, 0], examples)
 
 
@@ -456,9 +458,19 @@ def _pinball(
     origins = slice(spec.burn_in, None, 1 if key is None else spec.stride)
     origin = at[:, origins]
     draw = network.quantiles if key is None else network.head  # crossing ones are put in order to be judged
-    quantiles = draw(shape, params, ys[:, origins], xs[:, origins], pool.direct[origin])
+    seen = (ys[:, origins], xs[:, origins], pool.direct[origin])
+    quantiles = draw(shape, params, *(part.reshape(-1, part.shape[-1]) for part in seen))
     wanted = present[:, origins] & (pool.role[origin] == role)
-    known = (pool.known[origin] & wanted[..., None]).astype(jnp.float32)
-    losses = pinball_loss(quantiles, pool.target[origin], jnp.asarray(shape.levels, jnp.float32))
-    loss = losses * known * pool.weight[origin][..., None]
-    return loss.sum((1, 2)), known.sum((1, 2))
+    known = _batch_last(pool.known[origin] & wanted[..., None]).astype(jnp.float32)
+    losses = pinball_loss(quantiles, _batch_last(pool.target[origin]), jnp.asarray(shape.levels, jnp.float32))
+    loss = losses * known * pool.weight[origin].reshape(-1)
+
+    def of_windows(x: Float[Array, "horizon origin"]) -> Float[Array, " window"]:
+        return x.reshape(len(x), *origin.shape).sum((0, 2))
+
+    return of_windows(loss), of_windows(known)
+
+
+def _batch_last(x: Array) -> Array:
+    """(window, span, horizon) -> (horizon, origin)"""
+    return x.reshape(-1, x.shape[-1]).T

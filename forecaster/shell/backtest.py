@@ -135,9 +135,8 @@ def _shares_of(fold: Fold) -> np.ndarray:
 @partial(jax.jit, static_argnames="horizon")
 def _shares(rows: table.Rows, idx: Array, horizon: int) -> Array:
     newest = table.whole(rows.count, idx) - 1
-    curves = table.due(rows.curves, idx, newest, horizon).astype(jnp.float32)
-    lines = jnp.zeros((idx.shape[0], experts.LINES))
+    curves = table.due(rows.curves, idx, newest, horizon).astype(jnp.float32).T
+    lines = jnp.zeros((experts.LINES, 1, idx.shape[0]))
     awake = jnp.isfinite(experts.assemble(lines, curves))
-    regret = table.whole(rows.regret, idx)
-    blend = experts.Blend(table.whole(rows.error, idx), regret[:, 0], regret[:, 1])
-    return experts.weights(blend, awake).mean((0, 2))
+    error, regret = (jnp.moveaxis(table.whole(column, idx), 0, -1) for column in (rows.error, rows.regret))
+    return experts.weights(experts.Blend(error, *regret), awake).mean((1, 2))

@@ -54,7 +54,7 @@ class Figures:
         metrics.series["young"].set(round(young * len(index)))
         metrics.series["active"].set(len(index) - round(young * len(index)))
         if len(rows):
-            metrics.set_expert_weights(experts.NAMES, self._shares(rows).mean((0, 2)))
+            metrics.set_expert_weights(experts.NAMES, self._shares(rows).mean((1, 2)))
 
     def _sample(self) -> np.ndarray:
         """Rows of at most SAMPLE series, as many of each partition; int32."""
@@ -64,13 +64,13 @@ class Figures:
         return np.fromiter(found, np.int32)
 
     def _shares(self, rows: np.ndarray) -> np.ndarray:
-        """What each expert weighs in the forecasts of these rows; (row, expert, horizon)."""
+        """What each expert weighs in the forecasts of these rows; (expert, horizon, row)."""
         table, padded = self._fold.rows, np.resize(rows, SAMPLE)
-        regret = np.asarray(table.regret)[padded]
-        awake = np.ones(regret[:, 0].shape, bool)
+        regret = np.moveaxis(np.asarray(table.regret)[padded], 0, -1)
+        awake = np.ones(regret[0].shape, bool)
         warm = np.asarray(table.count)[padded] >= self._fold.spec.warm_up
-        awake[:, experts.NETWORK] = (warm & bool(self._fold.model.version))[:, None]
-        return np.asarray(_weigh(regret, awake))[: len(rows)]
+        awake[experts.NETWORK] = warm & bool(self._fold.model.version)
+        return np.asarray(_weigh(regret, awake))[..., : len(rows)]
 
     def _rise(self, name: str, total: int) -> int:
         """How much a total has risen since it was last told."""
@@ -82,4 +82,4 @@ class Figures:
 @jax.jit
 @jax.numpy_rank_promotion("allow")
 def _weigh(regret: Any, awake: Any) -> jax.Array:
-    return experts.weights(experts.Blend(regret[:, 0], regret[:, 0], regret[:, 1]), awake)
+    return experts.weights(experts.Blend(regret[0], regret[0], regret[1]), awake)

@@ -17,15 +17,15 @@ LEVELS = (0.05, 0.5, 0.95)
 def stream(values: np.ndarray, said: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Forecast every value with the same quantiles, corrected as it goes: share below each, and the last offset."""
     q = jnp.asarray(LEVELS, jnp.float32)
-    given, unit, known = jnp.asarray(said)[None, None], jnp.ones((1, 1)), jnp.ones((1, 1), bool)
+    given, unit, known = jnp.asarray(said)[None, :, None], jnp.ones((1, 1)), jnp.ones((1, 1), bool)
 
     def step(offset: jax.Array, actual: jax.Array) -> tuple[jax.Array, jax.Array]:
         published = calibrate.correct(given, offset, 1)
         fell = score.below(published, actual.reshape(1, 1))
-        return calibrate.settle(offset, fell - q, unit, known), fell[0, 0]
+        return calibrate.settle(offset, fell - q[:, None], unit, known), fell[0, :, 0]
 
-    offset, fell = jax.jit(lambda v: jax.lax.scan(step, jnp.zeros((1, 1, 3)), v))(jnp.asarray(values))
-    return np.asarray(fell)[len(values) // 2 :].mean(0), np.asarray(offset[0, 0])
+    offset, fell = jax.jit(lambda v: jax.lax.scan(step, jnp.zeros((1, 3, 1)), v))(jnp.asarray(values))
+    return np.asarray(fell)[len(values) // 2 :].mean(0), np.asarray(offset[0, :, 0])
 
 
 @pytest.mark.parametrize("said", [(-0.2, 0.0, 0.2), (-9.0, 0.0, 9.0), (1.0, 2.0, 3.0)])
@@ -45,19 +45,19 @@ def test_what_is_right_is_left_nearly_alone() -> None:
 
 
 def test_only_what_settled_is_learned_from() -> None:
-    offset = jnp.ones((2, 1, 3))
-    slope = jnp.ones((2, 1, 3))
-    moved = calibrate.settle(offset, slope, jnp.ones((2, 1)), jnp.asarray([[True], [False]]))
-    assert (moved[0] < 1).all()
-    np.testing.assert_array_equal(moved[1], offset[1])
+    offset = jnp.ones((1, 3, 2))
+    slope = jnp.ones((1, 3, 2))
+    moved = calibrate.settle(offset, slope, jnp.ones((1, 2)), jnp.asarray([[True, False]]))
+    assert (moved[..., 0] < 1).all()
+    np.testing.assert_array_equal(moved[..., 1], offset[..., 1])
 
 
 def test_corrected_quantiles_are_in_order_and_keep_their_median() -> None:
     rng = np.random.default_rng(0)
-    quantiles, offset = (jnp.asarray(rng.normal(size=(50, 4, 3)), jnp.float32) for _ in range(2))
+    quantiles, offset = (jnp.asarray(rng.normal(size=(4, 3, 50)), jnp.float32) for _ in range(2))
     found = calibrate.correct(quantiles, offset, 1)
-    assert (jnp.diff(found, axis=-1) >= 0).all()
-    np.testing.assert_allclose(found[..., 1], (quantiles + offset)[..., 1])
+    assert (jnp.diff(found, axis=1) >= 0).all()
+    np.testing.assert_allclose(found[:, 1], (quantiles + offset)[:, 1])
 
 
 SERIES, CHANGE = 24, 1500

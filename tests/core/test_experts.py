@@ -13,7 +13,7 @@ HORIZON = 2
 
 
 def blend() -> Blend:
-    return Blend(*(x[None] for x in experts.newborn(HORIZON)))
+    return Blend(*(x[..., None] for x in experts.newborn(HORIZON)))
 
 
 def test_holt_follows_a_line_with_a_damped_slope() -> None:
@@ -31,14 +31,14 @@ def test_holt_follows_a_line_with_a_damped_slope() -> None:
 
 
 def test_experts_of_a_few_numbers_say_the_same_now_and_when_they_are_due() -> None:
-    lines = jnp.asarray([[1.0, 2.0, 3.0, 0.5, 0.25]])
+    lines = jnp.asarray([1.0, 2.0, 3.0, 0.5, 0.25])[:, None, None]
     now = experts.spread_lines(lines, HORIZON)
-    due = experts.spread_lines(jnp.repeat(lines[:, None], HORIZON, axis=1), HORIZON)
+    due = experts.spread_lines(jnp.repeat(lines, HORIZON, axis=1), HORIZON)
     for mine, theirs in zip(now, due, strict=True):
         np.testing.assert_allclose(mine, theirs)
     damped = np.cumsum(experts.DAMPING ** np.arange(1, HORIZON + 1))
-    np.testing.assert_allclose(now[2][0], 3.0 + 0.5 * damped, rtol=1e-6)
-    np.testing.assert_allclose(now[3][0], 0.25 * np.arange(1, HORIZON + 1))
+    np.testing.assert_allclose(now[2][:, 0], 3.0 + 0.5 * damped, rtol=1e-6)
+    np.testing.assert_allclose(now[3][:, 0], 0.25 * np.arange(1, HORIZON + 1))
 
 
 def test_the_shape_of_errors_has_a_mean_absolute_value_of_one() -> None:
@@ -52,12 +52,12 @@ def test_the_shape_of_errors_has_a_mean_absolute_value_of_one() -> None:
 
 def replay(says: dict[str, float], steps: int = 600) -> tuple[Blend, list[float], dict[str, list[float]]]:
     """Noise around 1.0; each named expert always says its number. The mix's loss, and each expert's alone."""
-    points = np.full((1, COUNT, HORIZON), np.nan, np.float32)
+    points = np.full((COUNT, HORIZON, 1), np.nan, np.float32)
     for name, value in says.items():
-        points[0, NAMES.index(name)] = value
-    given, settled = jnp.asarray(points), jnp.ones((1, HORIZON), bool)
+        points[NAMES.index(name)] = value
+    given, settled = jnp.asarray(points), jnp.ones((HORIZON, 1), bool)
     q = jnp.asarray(LEVELS, jnp.float32)
-    silent = jnp.zeros((1, HORIZON, 3))
+    silent = jnp.zeros((HORIZON, 3, 1))
 
     @jax.jit
     def turn(state: Blend, actual: jax.Array, count: jax.Array) -> tuple[Blend, jax.Array, jax.Array]:
@@ -65,15 +65,16 @@ def replay(says: dict[str, float], steps: int = 600) -> tuple[Blend, list[float]
         known = jnp.where(jnp.isfinite(given), given, 0.0)
         published = experts.mix(known, silent, state, share, LEVELS)
         loss = score.pinball_loss(published, actual, q).mean()
-        alone = known[..., None] + state.error[..., None] * jnp.asarray(experts.shape(LEVELS))
-        each = score.pinball_loss(alone, jnp.broadcast_to(actual[:, None], alone.shape[:-1]), q).mean((0, 2))
-        slope = score.below(published, actual) - q
+        widths = jnp.asarray(experts.shape(LEVELS))[:, None]
+        alone = known[:, :, None] + state.error[:, :, None] * widths
+        each = score.pinball_loss(alone, jnp.broadcast_to(actual, known.shape), q).mean((1, 2))
+        slope = score.below(published, actual) - q[:, None]
         state, _ = experts.settle(state, given, published, slope, settled, LEVELS)
         return state._replace(error=experts.follow(state.error, given, actual, settled, count)), loss, each
 
     state, losses, alone = blend(), [], {name: [] for name in says}
     for n, actual in enumerate(1 + 0.5 * np.random.default_rng(2).normal(size=steps)):
-        state, loss, each = turn(state, jnp.full((1, HORIZON), actual, jnp.float32), jnp.asarray([n]))
+        state, loss, each = turn(state, jnp.full((HORIZON, 1), actual, jnp.float32), jnp.asarray([n]))
         losses.append(float(loss))
         for name in says:
             alone[name].append(float(each[NAMES.index(name)]))
@@ -82,10 +83,10 @@ def replay(says: dict[str, float], steps: int = 600) -> tuple[Blend, list[float]
 
 def test_weight_moves_to_the_expert_that_is_right_and_the_mix_is_hardly_worse() -> None:
     state, losses, alone = replay({"last_value": -1.0, "slow_mean": 1.0, "drift": 4.0})
-    awake = jnp.zeros((1, COUNT, HORIZON), bool)
+    awake = jnp.zeros((COUNT, HORIZON, 1), bool)
     for name in ("last_value", "slow_mean", "drift"):
-        awake = awake.at[:, NAMES.index(name)].set(True)
-    share = np.asarray(experts.weights(state, awake))[0, :, 0]
+        awake = awake.at[NAMES.index(name)].set(True)
+    share = np.asarray(experts.weights(state, awake))[:, 0, 0]
     assert NAMES[int(share.argmax())] == "slow_mean"
     assert share.argmax() == NAMES.index("slow_mean")
     assert share[share.argmax()] > 0.8
@@ -95,53 +96,54 @@ def test_weight_moves_to_the_expert_that_is_right_and_the_mix_is_hardly_worse() 
 
 
 def test_weights_add_up_and_who_has_nothing_to_say_gets_none() -> None:
-    awake = jnp.ones((1, COUNT, HORIZON), bool).at[:, experts.NETWORK].set(False)
+    awake = jnp.ones((COUNT, HORIZON, 1), bool).at[experts.NETWORK].set(False)
     share = experts.weights(blend(), awake)
-    np.testing.assert_allclose(share.sum(1), 1.0, rtol=1e-6)
-    assert not share[:, experts.NETWORK].any()
+    np.testing.assert_allclose(share.sum(0), 1.0, rtol=1e-6)
+    assert not share[experts.NETWORK].any()
 
 
 def test_an_expert_with_nothing_to_say_learns_nothing() -> None:
-    points = jnp.full((1, COUNT, HORIZON), jnp.nan).at[:, 1].set(0.5)
-    published, slope = jnp.zeros((1, HORIZON, 3)), jnp.full((1, HORIZON, 3), 0.3)
-    settled = jnp.asarray([[True, False]])
+    points = jnp.full((COUNT, HORIZON, 1), jnp.nan).at[1].set(0.5)
+    published, slope = jnp.zeros((HORIZON, 3, 1)), jnp.full((HORIZON, 3, 1), 0.3)
+    settled = jnp.asarray([[True], [False]])
     before = blend()
     after, unit = experts.settle(before, points, published, slope, settled, LEVELS)
     assert bool(jnp.isfinite(unit).all())
-    silent = [i for i in range(COUNT) if i != 1]
-    np.testing.assert_array_equal(after.regret[:, silent], before.regret[:, silent])
-    assert not np.array_equal(after.regret[:, 1, 0], before.regret[:, 1, 0])
-    error = experts.follow(before.error, points, jnp.ones((1, HORIZON)), settled, jnp.asarray([9]))
-    np.testing.assert_array_equal(error[:, silent], before.error[:, silent])
+    silent = np.asarray([i for i in range(COUNT) if i != 1])
+    np.testing.assert_array_equal(after.regret[silent], before.regret[silent])
+    assert not np.array_equal(after.regret[1, 0], before.regret[1, 0])
+    error = experts.follow(before.error, points, jnp.ones((HORIZON, 1)), settled, jnp.asarray([9]))
+    np.testing.assert_array_equal(error[silent], before.error[silent])
 
 
 def test_one_outlandish_outcome_does_not_blow_up_an_error() -> None:
-    points, settled = jnp.zeros((1, COUNT, HORIZON)), jnp.ones((1, HORIZON), bool)
-    error = experts.follow(blend().error, points, jnp.full((1, HORIZON), 1e30), settled, jnp.asarray([500]))
+    points, settled = jnp.zeros((COUNT, HORIZON, 1)), jnp.ones((HORIZON, 1), bool)
+    error = experts.follow(blend().error, points, jnp.full((HORIZON, 1), 1e30), settled, jnp.asarray([500]))
     assert float(error.max()) <= 2 + experts.FAR * experts.ERROR_RATE * 2
 
 
 def test_the_mix_is_the_mean_of_quantiles_weighed() -> None:
     rng = np.random.default_rng(0)
-    points = jnp.asarray(rng.normal(size=(1, COUNT, HORIZON)), jnp.float32)
-    network = jnp.asarray(np.sort(rng.normal(size=(1, HORIZON, 3))), jnp.float32)
-    share = jax.nn.softmax(jnp.asarray(rng.normal(size=(1, COUNT, HORIZON)), jnp.float32), axis=1)
+    points = jnp.asarray(rng.normal(size=(COUNT, HORIZON, 1)), jnp.float32)
+    network = jnp.asarray(np.sort(rng.normal(size=(HORIZON, 3, 1)), axis=1), jnp.float32)
+    share = jax.nn.softmax(jnp.asarray(rng.normal(size=(COUNT, HORIZON, 1)), jnp.float32), axis=0)
     state = blend()
     found = experts.mix(points, network, state, share, LEVELS)
     expected = np.zeros((HORIZON, 3))
     for i in range(COUNT):
         for h in range(HORIZON):
-            own = points[0, i, h] + state.error[0, i, h] * experts.shape(LEVELS)
-            expected[h] += float(share[0, i, h]) * np.asarray(network[0, h] if i == experts.NETWORK else own)
-    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-5)
+            own = points[i, h] + state.error[i, h] * experts.shape(LEVELS)
+            expected[h] += float(share[i, h, 0]) * np.asarray(
+                network[h, :, 0] if i == experts.NETWORK else own
+            )
+    np.testing.assert_allclose(found[..., 0], expected, rtol=1e-4, atol=1e-5)
 
 
 # --- the linear expert ---
 
 
 def learned(xs: np.ndarray, ys: np.ndarray) -> Linear:
-    packed = experts.newborn_linear(1, ys.shape[1])
-    linear = Linear(packed[:, :, :REGRESSORS], packed[:, :, REGRESSORS:])
+    linear = experts.newborn_linear(1, ys.shape[1])
     learn = jax.jit(experts.learn)
     for x, y in zip(xs, ys, strict=True):
         linear = learn(
@@ -185,8 +187,7 @@ def test_a_spike_bends_the_weights_far_less_than_trust_would() -> None:
 
 
 def test_nothing_is_learned_before_the_targets_are_known() -> None:
-    packed = experts.newborn_linear(1, HORIZON)
-    linear = Linear(packed[:, :, :REGRESSORS], packed[:, :, REGRESSORS:])
+    linear = experts.newborn_linear(1, HORIZON)
     x = jnp.ones((1, REGRESSORS))
     same = experts.learn(linear, x, jnp.ones((1, HORIZON)), jnp.asarray([1.0]), jnp.asarray([False]))
     for mine, theirs in zip(linear, same, strict=True):

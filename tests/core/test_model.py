@@ -76,15 +76,15 @@ def test_quantiles_are_finite_and_in_order() -> None:
             jnp.asarray(scale * rng.normal(size=(20, n)), jnp.float32) for n in (8, features.RECURRENT, size)
         )
         found = draw(jnp.tanh(y), x, direct)
-        assert found.shape == (20, SPEC.horizon, 3)
+        assert found.shape == (SPEC.horizon, 3, 20)
         assert bool(jnp.isfinite(found).all())
-        assert bool((jnp.diff(found, axis=-1) >= 0).all())
+        assert bool((jnp.diff(found, axis=1) >= 0).all())
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-100, 100, width=32, allow_subnormal=False), min_size=5, max_size=5))
 def test_crossing_quantiles_are_pushed_outward_from_the_median(drawn: list[float]) -> None:
-    found = np.asarray(model.in_order(jnp.asarray([drawn], jnp.float32), 2))[0]
+    found = np.asarray(model.in_order(jnp.asarray(drawn, jnp.float32)[:, None], 2))[:, 0]
     expected = list(np.asarray(drawn, np.float32))
     for i in (3, 4):
         expected[i] = max(expected[i], expected[i - 1])
@@ -113,7 +113,7 @@ def test_fresh_parameters_are_fitted_to_what_they_will_see() -> None:
     np.testing.assert_allclose(params["norm.input_rate"], 1 / inputs.std(0), rtol=1e-4)
     silent = {name: jnp.zeros_like(p) if "kernel" in name else p for name, p in params.items()}
     zeros = jnp.zeros((1, 8)), jnp.zeros((1, features.RECURRENT)), jnp.zeros((1, size))
-    found = np.asarray(model.quantiles(SPEC, silent, *zeros))[0]
+    found = np.asarray(model.quantiles(SPEC, silent, *zeros))[..., 0]
     expected = np.quantile(target, SPEC.levels, axis=0).T
     np.testing.assert_allclose(found, expected - expected[:, 1:2], rtol=0.05, atol=0.05)
 

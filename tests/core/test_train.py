@@ -104,7 +104,7 @@ def test_the_holdout_loss_is_that_of_plain_numpy() -> None:
         total, count = 0.0, 0
         for start in (end - 32, end - 16):  # the last quarter, in two spans
             xs = examples.inputs[start - SPEC.burn_in : start + SPEC.span]
-            drawn = np.asarray(forecasts(xs, examples.direct[start : start + SPEC.span]))
+            drawn = np.moveaxis(forecasts(xs, examples.direct[start : start + SPEC.span]), -1, 0)
             for t, quantiles in enumerate(drawn, start):
                 for h in np.flatnonzero(examples.known[t]):
                     total += examples.weight[t] * pinball(quantiles[h], examples.target[t, h])
