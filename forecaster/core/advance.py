@@ -62,8 +62,7 @@ class Loan(NamedTuple):
     """What a newborn series borrows from the others of its partition until it knows itself."""
 
     scale: Array  # its running scale as a share of the magnitude of its value
-    error: Float[Array, "expert horizon"]
-    regret: Float[Array, "2 expert horizon"]
+    blend: Float[Array, "3 expert horizon"]  # a `Blend`
     offset: Float[Array, "horizon level"]
 
 
@@ -88,11 +87,9 @@ def layout(spec: ModelSpec) -> Layout:
 
 def unlent(spec: ModelSpec) -> Loan:
     """The loan when nobody has anything to lend: a random walk of one part in a thousand a step."""
-    blend = experts.newborn(spec.horizon)
     return Loan(
         jnp.float32(1e-3),
-        blend.error,
-        jnp.stack([blend.regret, blend.square]),
+        jnp.stack(experts.newborn(spec.horizon)),
         jnp.zeros((spec.horizon, len(spec.levels)), jnp.float32),
     )
 
@@ -113,7 +110,7 @@ def lend(spec: ModelSpec, rows: Rows, idx: Int[Array, " batch"], valid: Bool[Arr
     def mean(column: Array) -> Array:
         return jnp.tensordot(weight, read(column), 1)
 
-    known = Loan(jnp.exp((weight * ratio).sum()), mean(rows.error), mean(rows.regret), mean(rows.offset))
+    known = Loan(jnp.exp((weight * ratio).sum()), mean(rows.blend), mean(rows.offset))
     return jax.tree.map(lambda new, default: jnp.where(grown.any(), new, default), known, unlent(spec))
 
 
@@ -136,8 +133,7 @@ def plant(rows: Rows, idx: Int[Array, " batch"], base: Float[Array, " batch"], l
         running=whole(rows.running, _pack(features.newborn(scale), jnp.zeros(batch), jnp.zeros(batch))),
         covariance=whole(rows.covariance, linear.covariance),
         weights=whole(rows.weights, linear.weights),
-        error=whole(rows.error, loan.error),
-        regret=whole(rows.regret, loan.regret),
+        blend=whole(rows.blend, loan.blend),
         carry=whole(rows.carry, 0.0),
         offset=whole(rows.offset, loan.offset),
     )
@@ -172,7 +168,7 @@ def perceive(
 ) -> tuple[Rows, Percept]:
     """Take in one step: everything but the network, the mix and its corrections.
 
-    The changes hold the old carry, regrets and corrections, and what waited; `foretell` replaces them.
+    The changes hold the old carry, regrets and corrections, and the quantiles that waited; `foretell` replaces them.
     """
     batch = idx.shape[0]
 
@@ -185,12 +181,12 @@ def perceive(
     # what waited for this value
     settled = (count >= jnp.arange(1, horizon + 1)[:, None]) & steps.valid
     origin = table.origins(rows.origin, idx, count, horizon)
-    had, scaled, live = origin.T
+    had, scaled, live = origin[..., :3].T
     actual = jnp.where(settled, (value - had) / jnp.where(settled, scaled, 1.0), 0.0)
-    lines = table.origins(rows.lines, idx, count, horizon).astype(jnp.float32)
-    curves = table.due(rows.curves, idx, count, horizon).astype(jnp.float32)
-    points = experts.assemble(lines.T, curves.T)
-    error = experts.follow(_last(read(rows.error)), points, actual, settled, count)
+    waited = table.due(rows.waiting, idx, count, horizon)
+    points = experts.assemble(origin[..., 3:].T, waited[..., : experts.CURVES].astype(jnp.float32).T)
+    blend = Blend(*_last(read(rows.blend)))
+    error = experts.follow(blend.error, points, actual, settled, count)
 
     # the window and the statistics
     past = table.lagged(
@@ -268,25 +264,20 @@ def perceive(
         has_season=seasons[0].period > 0,
         live=settled & (live > 0),
     )
-    none = jnp.full((horizon, batch), jnp.nan)
+    silent = curves_now(percept, jnp.full((horizon, batch), jnp.nan))
     changes = Rows(
         count=count + 1,
         base=base,
         value=value,
-        scale=jnp.log(scale),
-        dt_s=jnp.log(steps.dt_s + 1e-6),
-        week=steps.week,
+        trace=jnp.stack([jnp.log(scale), jnp.log(steps.dt_s + 1e-6), steps.week], axis=1),
         running=_pack(running, holt_level, holt_slope),
-        origin=jnp.stack([value, scale, steps.live.astype(jnp.float32)], axis=1),
-        lines=_half(percept.lines).T,
-        curves=curves_now(percept, none).T,
+        origin=jnp.stack([value, scale, steps.live.astype(jnp.float32), *percept.lines], axis=1),
+        waiting=jnp.concatenate([silent.T, waited[..., experts.CURVES :]], axis=2),
         regressors=x_linear,
         covariance=linear.covariance,
         weights=linear.weights,
-        error=_first(error),
-        regret=read(rows.regret),
+        blend=_first(jnp.stack(blend._replace(error=error))),
         carry=read(rows.carry),
-        pending=table.due(rows.pending, idx, count, horizon),
         offset=read(rows.offset),
     )
     return changes, percept
@@ -336,17 +327,19 @@ def advance(
 def foretell(
     spec: ModelSpec, serving: Serving, changes: Rows, percept: Percept
 ) -> tuple[Rows, Forecasts, Scores]:
-    """Settle what waited, and forecast. `changes.pending` holds what waited, and what waits now is returned in it."""
+    """Settle what waited, and forecast. `changes.waiting` holds the quantiles that waited, then those that do now."""
     levels, median = spec.levels, spec.median
     settled, actual = percept.settled, percept.actual
     count = changes.count - 1
 
     # 1. settle
-    waited = jnp.where(settled[:, None], _last(changes.pending).astype(jnp.float32), 0.0)
+    waited = jnp.where(
+        settled[:, None], _last(changes.waiting[..., experts.CURVES :]).astype(jnp.float32), 0.0
+    )
     scores = score.score(waited, actual, percept.live, levels)
     anomaly = jnp.where(settled[0], score.anomaly(waited[0], actual[0], median), jnp.nan)
     slope = score.below(waited, actual) - jnp.asarray(levels, jnp.float32)[:, None]
-    blend = Blend(_last(changes.error), *_last(changes.regret))
+    blend = Blend(*_last(changes.blend))
     blend, unit = experts.settle(blend, percept.points, waited, slope, settled, levels)
     offset = calibrate.settle(_last(changes.offset), slope, unit, settled)
 
@@ -369,10 +362,9 @@ def foretell(
     status = jnp.where(serving.trained, jnp.where(warm, jnp.where(finite, OK, FALLBACK), WARMING), COLD)
 
     changes = changes._replace(
-        curves=curves.T,
-        regret=_first(jnp.stack([blend.regret, blend.square])),
+        waiting=_first(jnp.concatenate([jnp.swapaxes(curves, 0, 1), quantiles], axis=1)),
+        blend=_first(jnp.stack(blend)),
         carry=carry,
-        pending=_first(quantiles),
         offset=_first(offset),
     )
     # What is published is what waits: rounded to half precision relative to the last value.
@@ -431,14 +423,15 @@ def rewarm(
 
     season, _ = features.choose_seasons(running, jnp.maximum(count - 1, 0), serving.periods)
     period = season.period[:, None]
-    dts = jnp.exp(ring(rows.dt_s, time))
+    trace = ring(rows.trace, time)
+    dts = jnp.exp(trace[..., 1])
     later = jnp.flip(jnp.cumsum(jnp.flip(dts, 1), 1), 1) - dts  # seconds from each step to the newest
     one_ago, next_ago = ring(rows.value, time, period), ring(rows.value, time, jnp.maximum(period - 1, 0))
     xs = features.recurrent_inputs(
         ring(rows.value, time + features.LEAD),
-        jnp.exp(ring(rows.scale, time)),
+        jnp.exp(trace[..., 0]),
         dts,
-        ring(rows.week, time),
+        trace[..., 2],
         running.age_s[:, None] - later,
         jnp.stack([one_ago, next_ago], axis=-1),
         table.whole(rows.base, idx),

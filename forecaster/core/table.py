@@ -71,20 +71,15 @@ class Rows(NamedTuple):
     count: Array  # pyright: ignore[reportIncompatibleMethodOverride] - int32 (row,), steps seen
     base: Array  # float32 (row,), what `value` is relative to
     value: Array  # ring, float32 (row, memory)
-    scale: Array  # ring, float16 (row, context), logarithm of the running scale over the newest one
-    dt_s: Array  # ring, float16 (row, context), logarithm of the seconds since the step before
-    week: Array  # ring, float16 (row, context), days since the week began
+    trace: Array  # ring, float16 (row, context, 3): logarithms of scale and seconds since the step before, days of week
     running: Array  # float32 (row, running)
-    origin: Array  # ring, float32 (row, horizon, 3): last value, scale, whether it was published
-    lines: Array  # ring, float16 (row, horizon, lines): experts whose forecast is a few numbers
-    curves: Array  # triangle, float16 (row, triangle, curves): experts with a number for each step ahead
+    origin: Array  # ring, float32 (row, horizon, 3 + lines): last value, scale, whether published; experts' few numbers
+    waiting: Array  # triangle, float16 (row, triangle, curves + level): experts' points, and the quantiles
     regressors: Array  # ring, float32 (row, horizon, regressors): inputs of the linear expert
     covariance: Array  # float32 (row, regressors, regressors): the linear expert's inverse covariance
     weights: Array  # float32 (row, regressors, horizon): and its weights
-    error: Array  # float32 (row, expert, horizon): mean absolute error lately, in scales
-    regret: Array  # float32 (row, 2, expert, horizon): of the mix towards each expert, and its squares
+    blend: Array  # float32 (row, 3, expert, horizon): errors in scales, regrets of the mix, and their squares
     carry: Array  # float32 (row, carry)
-    pending: Array  # triangle, float16 (row, triangle, level): quantiles waiting for their targets
     offset: Array  # float32 (row, horizon, level): conformal correction
 
 
@@ -92,20 +87,15 @@ KINDS = {
     "count": "whole",
     "base": "whole",
     "value": "ring",
-    "scale": "ring",
-    "dt_s": "ring",
-    "week": "ring",
+    "trace": "ring",
     "running": "whole",
     "origin": "ring",
-    "lines": "ring",
-    "curves": "triangle",
+    "waiting": "triangle",
     "regressors": "ring",
     "covariance": "whole",
     "weights": "whole",
-    "error": "whole",
-    "regret": "whole",
+    "blend": "whole",
     "carry": "whole",
-    "pending": "triangle",
     "offset": "whole",
 }
 """How each column of `Rows` is written, in their order."""
@@ -114,25 +104,19 @@ KINDS = {
 def empty(layout: Layout, rows: int) -> Rows:
     """A table of zeros."""
     f32, f16, h, d = jnp.float32, jnp.float16, layout.horizon, layout.regressors
-    waiting = h * (h + 1) // 2
     return Rows(
         count=jnp.zeros(rows, jnp.int32),
         base=jnp.zeros(rows, f32),
         value=jnp.zeros((rows, layout.memory), f32),
-        scale=jnp.zeros((rows, layout.context), f16),
-        dt_s=jnp.zeros((rows, layout.context), f16),
-        week=jnp.zeros((rows, layout.context), f16),
+        trace=jnp.zeros((rows, layout.context, 3), f16),
         running=jnp.zeros((rows, layout.running), f32),
-        origin=jnp.zeros((rows, h, 3), f32),
-        lines=jnp.zeros((rows, h, layout.lines), f16),
-        curves=jnp.zeros((rows, waiting, layout.curves), f16),
+        origin=jnp.zeros((rows, h, 3 + layout.lines), f32),
+        waiting=jnp.zeros((rows, h * (h + 1) // 2, layout.curves + layout.levels), f16),
         regressors=jnp.zeros((rows, h, d), f32),
         covariance=jnp.zeros((rows, d, d), f32),
         weights=jnp.zeros((rows, d, h), f32),
-        error=jnp.zeros((rows, layout.experts, h), f32),
-        regret=jnp.zeros((rows, 2, layout.experts, h), f32),
+        blend=jnp.zeros((rows, 3, layout.experts, h), f32),
         carry=jnp.zeros((rows, layout.carry), f32),
-        pending=jnp.zeros((rows, waiting, layout.levels), f16),
         offset=jnp.zeros((rows, h, layout.levels), f32),
     )
 
@@ -153,11 +137,11 @@ def put(rows: Rows, idx: Int[Array, " batch"], new: Rows) -> Rows:
 
 
 def lagged(
-    column: Float[Array, "row length"],
+    column: Float[Array, "row length *item"],
     idx: Int[Array, " batch"],
     count: Int[Array, " batch"],
     lags: Int[Array, "batch lag"],
-) -> Float[Array, "batch lag"]:
+) -> Float[Array, "batch lag *item"]:
     """Values of a ring so many steps before the step that comes next (lag 1: the newest known).
 
     A lag from before the series began, or longer than the ring, reads the oldest value that is known.

@@ -135,8 +135,8 @@ def _shares_of(fold: Fold) -> np.ndarray:
 @partial(jax.jit, static_argnames="horizon")
 def _shares(rows: table.Rows, idx: Array, horizon: int) -> Array:
     newest = table.whole(rows.count, idx) - 1
-    curves = table.due(rows.curves, idx, newest, horizon).astype(jnp.float32).T
+    curves = table.due(rows.waiting, idx, newest, horizon)[..., : experts.CURVES].astype(jnp.float32).T
     lines = jnp.zeros((experts.LINES, 1, idx.shape[0]))
     awake = jnp.isfinite(experts.assemble(lines, curves))
-    error, regret = (jnp.moveaxis(table.whole(column, idx), 0, -1) for column in (rows.error, rows.regret))
-    return experts.weights(experts.Blend(error, *regret), awake).mean((1, 2))
+    blend = experts.Blend(*jnp.moveaxis(table.whole(rows.blend, idx), 0, -1))
+    return experts.weights(blend, awake).mean((1, 2))

@@ -66,11 +66,11 @@ class Figures:
     def _shares(self, rows: np.ndarray) -> np.ndarray:
         """What each expert weighs in the forecasts of these rows; (expert, horizon, row)."""
         table, padded = self._fold.rows, np.resize(rows, SAMPLE)
-        regret = np.moveaxis(np.asarray(table.regret)[padded], 0, -1)
-        awake = np.ones(regret[0].shape, bool)
+        blend = np.moveaxis(np.asarray(table.blend)[padded], 0, -1)
+        awake = np.ones(blend[0].shape, bool)
         warm = np.asarray(table.count)[padded] >= self._fold.spec.warm_up
         awake[experts.NETWORK] = warm & bool(self._fold.model.version)
-        return np.asarray(_weigh(regret, awake))[..., : len(rows)]
+        return np.asarray(_weigh(blend, awake))[..., : len(rows)]
 
     def _rise(self, name: str, total: int) -> int:
         """How much a total has risen since it was last told."""
@@ -81,5 +81,5 @@ class Figures:
 
 @jax.jit
 @jax.numpy_rank_promotion("allow")
-def _weigh(regret: Any, awake: Any) -> jax.Array:
-    return experts.weights(experts.Blend(regret[0], regret[0], regret[1]), awake)
+def _weigh(blend: Any, awake: Any) -> jax.Array:
+    return experts.weights(experts.Blend(*blend), awake)

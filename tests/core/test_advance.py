@@ -85,7 +85,7 @@ def test_a_loan_is_the_mean_of_what_the_grown_up_know() -> None:
     play(fold, walk("young", MATURE - 5, 9), first=1000)
     idx = jnp.asarray([0, 1, 2, 3, ROWS])
     loan = LEND(fold.rows, idx, jnp.asarray([True, True, True, True, False]))
-    np.testing.assert_allclose(loan.error, np.asarray(fold.rows.error[:3]).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(loan.blend, np.asarray(fold.rows.blend[:3]).mean(0), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(loan.offset, np.asarray(fold.rows.offset[:3]).mean(0), rtol=1e-5, atol=1e-7)
     scale = np.asarray(fold.rows.running[:3, 0], np.float64)
     newest = [
@@ -100,7 +100,7 @@ def test_while_nobody_is_grown_up_a_newborn_is_a_random_walk() -> None:
     loan = LEND(fold.rows, jnp.asarray([0, 1, 2]), jnp.ones(3, bool))
     for mine, theirs in zip(loan, advance.unlent(SPEC), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    np.testing.assert_allclose(loan.error[0], np.sqrt(np.arange(1, SPEC.horizon + 1)), rtol=1e-6)
+    np.testing.assert_allclose(loan.blend[0, 0], np.sqrt(np.arange(1, SPEC.horizon + 1)), rtol=1e-6)
 
 
 def test_planting_starts_rows_anew_and_touches_no_others() -> None:

@@ -224,7 +224,7 @@ def test_whatever_comes_what_is_published_is_finite_and_in_order(seed: int) -> N
         assert (np.diff(quantiles, axis=2) >= 0).all()
     for column in fold.rows:
         rows = np.asarray(column[np.asarray([row_of(fold, name) for name in "abc"])], np.float32)
-        assert column is fold.rows.curves or np.isfinite(rows).all()
+        assert column is fold.rows.waiting or np.isfinite(rows).all()
 
 
 # --- the network ---
@@ -265,7 +265,8 @@ def test_rewarming_is_running_the_window_through_the_network() -> None:
         ring = np.asarray(column[0], np.float64)  # type: ignore[index]
         return ring[np.arange(count - n, count) % len(ring)]
 
-    dts = np.exp(newest(fold.rows.dt_s, time))
+    log_scale, log_dt, week = newest(fold.rows.trace, time).T
+    dts = np.exp(log_dt)
     running = features.unpack(fold.rows.running[:1, :-2])
     later = np.append(np.cumsum(dts[::-1])[::-1][1:], 0.0)
     values = newest(fold.rows.value, time + features.LEAD) if count >= time + features.LEAD else None
@@ -275,9 +276,9 @@ def test_rewarming_is_running_the_window_through_the_network() -> None:
     none = jnp.zeros(1)
     xs = features.recurrent_inputs(
         jnp.asarray(values, jnp.float32)[None],
-        jnp.asarray(np.exp(newest(fold.rows.scale, time)), jnp.float32)[None],
+        jnp.asarray(np.exp(log_scale), jnp.float32)[None],
         jnp.asarray(dts, jnp.float32)[None],
-        jnp.asarray(newest(fold.rows.week, time), jnp.float32)[None],
+        jnp.asarray(week, jnp.float32)[None],
         running.age_s[:, None] - jnp.asarray(later, jnp.float32),
         jnp.zeros((1, time, 2)),
         fold.rows.base[:1],

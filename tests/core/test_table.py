@@ -82,10 +82,10 @@ def test_a_triangle_gives_each_step_what_was_forecast_for_it() -> None:
     made: list[Rows] = []
     for step in range(STEPS):
         count = jnp.full(2, step, jnp.int32)
-        due = table.due(state.pending, idx, count, HORIZON)
+        due = table.due(state.waiting, idx, count, HORIZON)
         origin = table.origins(state.origin, idx, count, HORIZON)
         for h in range(1, min(step, HORIZON) + 1):
-            np.testing.assert_array_equal(due[:, h - 1], made[step - h].pending[:, h - 1])
+            np.testing.assert_array_equal(due[:, h - 1], made[step - h].waiting[:, h - 1])
             np.testing.assert_array_equal(origin[:, h - 1], made[step - h].origin)
         made.append(change(step, 2))
         state = WRITE(state, idx, made[-1])
