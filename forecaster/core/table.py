@@ -148,23 +148,33 @@ def lagged(
     """
     length = column.shape[1]
     within = jnp.clip(lags, 1, jnp.clip(count, 1, length)[:, None])
-    return column.at[idx[:, None], jnp.remainder(count[:, None] - within, length)].get(mode="clip")
+    return column.at[_rows(idx), _modulo(count[:, None] - within, length)].get(mode="clip")
 
 
-def _places(count: Int[Array, " batch"], horizon: int) -> Int[Array, "batch horizon"]:
-    h = jnp.arange(1, horizon + 1)
-    return h * (h - 1) // 2 + jnp.remainder(count[:, None], h)
+def _modulo(step: Array, length: Array | int) -> Array:
+    """Step number modulo a length; both are not negative, and without a sign this is a third of the work."""
+    return jnp.remainder(step.astype(jnp.uint32), jnp.asarray(length, jnp.uint32))
+
+
+def _rows(idx: Int[Array, " batch"]) -> Array:
+    """Row numbers beside an axis of places; without a sign, so that none has to be counted from the end."""
+    return idx[:, None].astype(jnp.uint32)
+
+
+def _places(count: Int[Array, " batch"], horizon: int) -> Array:
+    h = jnp.arange(1, horizon + 1, dtype=jnp.uint32)
+    return h * (h - 1) // 2 + _modulo(count[:, None], h)
 
 
 def due(column: Array, idx: Int[Array, " batch"], count: Int[Array, " batch"], horizon: int) -> Array:
     """What waits in a triangle for step number `count`, by how many steps ago it was made; (batch, horizon, ...)."""
-    return column.at[idx[:, None], _places(count, horizon)].get(mode="clip")
+    return column.at[_rows(idx), _places(count, horizon)].get(mode="clip")
 
 
 def origins(column: Array, idx: Int[Array, " batch"], count: Int[Array, " batch"], horizon: int) -> Array:
     """What a ring of `horizon` steps holds, 1 to `horizon` steps before step number `count`; (batch, horizon, ...)."""
-    slot = jnp.remainder(count[:, None] - jnp.arange(1, horizon + 1), horizon)
-    return column.at[idx[:, None], slot].get(mode="clip")
+    slot = _modulo(count[:, None] + horizon - jnp.arange(1, horizon + 1), horizon)
+    return column.at[_rows(idx), slot].get(mode="clip")
 
 
 def write(rows: Rows, idx: Int[Array, " batch"], new: Rows) -> Rows:
@@ -178,9 +188,9 @@ def write(rows: Rows, idx: Int[Array, " batch"], new: Rows) -> Rows:
     def change(kind: str, column: Array, value: Array) -> Array:
         value = value.astype(column.dtype)
         if kind == "ring":
-            return column.at[idx, jnp.remainder(step, column.shape[1])].set(value, mode="drop")
+            return column.at[idx.astype(jnp.uint32), _modulo(step, column.shape[1])].set(value, mode="drop")
         if kind == "triangle":
-            return column.at[idx[:, None], _places(step, value.shape[1])].set(value, mode="drop")
+            return column.at[_rows(idx), _places(step, value.shape[1])].set(value, mode="drop")
         return column.at[idx].set(value, mode="drop")
 
     return Rows(*map(change, KINDS.values(), rows, new))
