@@ -238,7 +238,7 @@ class Metrics:
         self.stage_duration = self._labelled(
             Histogram(
                 "forecaster_stage_duration_seconds",
-                "Time of one batch in each stage of the loop.",
+                "Time of a batch, or of a part of it, in each stage of the loop.",
                 ["stage"],
                 buckets=LATENCY_S,
                 registry=self.registry,
