@@ -28,7 +28,8 @@ HEAD = """\
 Written by `make faults`, which does these faults to real workers on Apache Kafka and asks an oracle that knows nothing
 of them what they ought to have answered (`tests/faults`). Continuous integration runs a selection with one seed. A row
 counts what was done in the runs that are named here, and nothing else. The laws are those of `tests/faults`; tests of
-other folders that are counted here (`tests/faults/catalogue.py` names them) assert what they are called after.
+other folders that are counted here (`tests/faults/catalogue.py` names them) assert what they are called after. What one
+test does for several faults together is counted for each of them.
 """
 
 

@@ -58,7 +58,7 @@ def test_workers_come_and_go(make_rig: MakeRig, storms: int, delivery: str) -> N
                 rig.kill(guest)
             else:
                 assert guest.end() == 0
-            rig.tried += 1
+                rig.tried += 1
         before = rig.committed()
         await_that(lambda: all(at > before[p] for p, at in rig.committed().items()), "each goes on", 60.0)
         rig.verify()
