@@ -356,6 +356,7 @@ def foretell(
     curves = curves_now(percept, jnp.where(speaks, network[:, median], jnp.nan))
     points = experts.assemble(percept.lines[:, None], curves.astype(jnp.float32))
     awake = jnp.isfinite(points)
+    blend = experts.woken(blend, speaks)
     share = experts.weights(blend, awake)
     mixed = experts.mix(jnp.where(awake, points, 0.0), network, blend, share, levels)
     quantiles = _half(calibrate.correct(mixed, offset, median))

@@ -31,8 +31,8 @@ FAST, SLOW = 0, 2  # which of features.MEANS
 DRIFT_STEPS = 48
 
 FORGET = 0.002  # of regrets, at each settled forecast
-BORROW = 0.8  # share of a regret that is the mean over all steps ahead
-RATE, RATE_LIMIT = 1.5, 2.0  # of learning
+BORROW = 0.5  # share of a regret that is the mean over all steps ahead
+RATE, RATE_LIMIT = 1.5, 0.2  # of learning
 ERROR_RATE = 0.01  # at which an expert's mean absolute error follows
 FAR = 25.0  # scales; an outcome farther off is remembered as that far: a scale may have been far too small
 
@@ -103,6 +103,15 @@ def weights(blend: Blend, awake: Bool[Array, "expert horizon batch"]) -> Float[A
 def _rate(square: Array) -> Array:
     """RATE / sqrt(square), bounded; written so that XLA does not see a reciprocal root, which it computes slowly."""
     return jnp.minimum(RATE_LIMIT, jnp.sqrt(RATE**2 / (square + 0.2)))
+
+
+def woken(blend: Blend, speaks: Bool[Array, " batch"]) -> Blend:
+    """Without regrets where the network speaks and has never been judged: they were those of a mix without it."""
+    judged = (blend.square[NETWORK] > 0).any(0)
+    fresh = speaks & ~judged
+    return blend._replace(
+        regret=jnp.where(fresh, 0.0, blend.regret), square=jnp.where(fresh, 0.0, blend.square)
+    )
 
 
 def mix(

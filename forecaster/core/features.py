@@ -339,6 +339,7 @@ def direct_inputs(
             sight.best[:, 1:],
             sight.cycle,
             sight.second[:, 1:],
+            sight.second[:, 1:] - sight.second[:, :1],
             linear,
             errors,
         ],
@@ -346,11 +347,11 @@ def direct_inputs(
     )
 
 
-CANDIDATES = 4  # forecasts among the direct inputs that the head may blend step by step
+CANDIDATES = 5  # forecasts among the direct inputs that the head may blend step by step
 
 
 def candidates(direct: Array, horizon: int) -> Float[Array, "*batch candidate horizon"]:
-    """Those forecasts: one best season ago, its mean cycle, one second season ago, the linear expert."""
+    """Those forecasts: one best season ago, its mean cycle, one second season ago, its change, the linear expert."""
     start = LAGS + len(MEANS) + HABITS
     return direct[..., start : start + CANDIDATES * horizon].reshape(*direct.shape[:-1], CANDIDATES, horizon)
 

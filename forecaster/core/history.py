@@ -366,6 +366,7 @@ def find_periods(history: Sequence[Slice], spec: HistorySpec) -> NDArray[np.int3
         chosen_length = candidates[worth >= PERIOD_NEARLY * worth.max()][0]
         periods[place] = chosen_length
         two = -np.sort(-np.column_stack([two, gain[:, chosen_length]]), axis=1)[:, :2]
+        gain = np.where(_echoes(cost, chosen_length), 0.0, gain)
     return periods
 
 
@@ -390,3 +391,11 @@ def _dips(cost: NDArray[np.float64]) -> NDArray[np.bool_]:
     local[1:-1] = (cost[1:-1] <= cost[:-2]) & (cost[1:-1] <= cost[2:])
     clear = cost < (1 - PERIOD_GAIN) * np.minimum(cost[steps // 2], 1.0)
     return local & clear & (steps > features.NAIVE_STEPS)
+
+
+def _echoes(cost: NDArray[np.float64], period: int) -> NDArray[np.bool_]:
+    """Lengths that owe their low cost to a season: one more or one less of it costs no more. (series, length)"""
+    less, more = np.full_like(cost, np.inf), np.full_like(cost, np.inf)
+    less[:, period + 1 :] = cost[:, 1:-period]
+    more[:, :-period] = cost[:, period:]
+    return cost >= np.minimum(less, more)

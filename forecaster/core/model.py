@@ -31,7 +31,7 @@ class ModelSpec(Spec):
     hidden: int = Field(64, ge=1, le=1024, description="Units of each recurrent layer.")
     layers: int = Field(1, ge=1, le=4, description="Recurrent layers, stacked.")
     dropout: float = Field(
-        0.2, ge=0.0, lt=1.0, description="Share of a layer's outputs dropped while training."
+        0.1, ge=0.0, lt=1.0, description="Share of a layer's outputs dropped while training."
     )
     context_length: int = Field(
         128, ge=8, le=1024, description="Steps of the window from which a carry is warmed up again."

@@ -36,7 +36,7 @@ SAMPLE = 50_000  # targets whose quantiles the head starts from
 class TrainSpec(HistorySpec):
     """How a network is fitted."""
 
-    steps: int = Field(400, ge=1, description="Most gradient steps.")
+    steps: int = Field(600, ge=1, description="Most gradient steps.")
     warm_start_steps: int = Field(125, ge=1, description="Most gradient steps after a warm start.")
     batch: int = Field(32, ge=1, description="Windows in a gradient step.")
     stride: int = Field(

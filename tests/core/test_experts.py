@@ -102,6 +102,17 @@ def test_weights_add_up_and_who_has_nothing_to_say_gets_none() -> None:
     assert not share[experts.NETWORK].any()
 
 
+def test_a_network_that_wakes_is_not_held_against_what_came_before_it() -> None:
+    """Regrets start anew where it speaks for the first time; they stay where it sleeps, or has been judged."""
+    earned = jnp.ones((COUNT, HORIZON, 3)).at[experts.NETWORK, :, :2].set(0.0)
+    before = Blend(jnp.ones_like(earned), earned, earned)
+    after = experts.woken(before, speaks=jnp.asarray([True, False, True]))
+    np.testing.assert_array_equal(after.error, before.error)
+    for kept, was in ((after.regret, before.regret), (after.square, before.square)):
+        assert not kept[..., 0].any()
+        np.testing.assert_array_equal(kept[..., 1:], was[..., 1:])
+
+
 def test_an_expert_with_nothing_to_say_learns_nothing() -> None:
     points = jnp.full((COUNT, HORIZON, 1), jnp.nan).at[1].set(0.5)
     published, slope = jnp.zeros((HORIZON, 3, 1)), jnp.full((HORIZON, 3, 1), 0.3)

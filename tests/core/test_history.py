@@ -231,6 +231,17 @@ def test_huge_and_tiny_and_constant_series_give_finite_examples() -> None:
 # --- seasons ---
 
 
+def test_a_week_is_found_beside_its_days_and_two_days_are_not() -> None:
+    """Working days alike, weekends at another level: two days ago tells less than one, seven days ago more than six."""
+    rng = np.random.default_rng(3)
+    hour = np.arange(24 * 7 * 20)
+    working = hour // 24 % 7 < 5
+    value = np.sin(2 * np.pi * hour / 24) * np.where(working, 1.0, 0.4) + 0.8 * working
+    value = value + np.cumsum(rng.normal(size=hour.size)) * 0.02
+    found = find_periods([Slice("load", 3600.0 * hour, value)], HistorySpec())
+    assert found[:3].tolist() == [24, 168, 0]
+
+
 @pytest.mark.parametrize(("period", "noise"), [(24, 0.2), (48, 0.1), (144, 0.05), (12, 0.3)])
 def test_a_planted_season_is_found_first(period: int, noise: float) -> None:
     found = find_periods([seasonal(2000, period, noise, seed) for seed in range(3)], HistorySpec())
