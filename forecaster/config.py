@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from forecaster.core.grid import GridSpec
 from forecaster.core.model import ModelSpec
+from forecaster.core.pages import PAGE_BYTES
 from forecaster.core.promote import PromoteSpec
 from forecaster.core.spec import Spec
 from forecaster.core.table import SeriesSpec
@@ -32,6 +33,7 @@ from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
 from forecaster.shell.log import LogSpec
 from forecaster.shell.metrics import MetricsSpec
 from forecaster.shell.retrain import RetrainSpec
+from forecaster.shell.state import StateSpec
 
 ENV_PREFIX = "FORECASTER_"
 MASK = "***"
@@ -56,6 +58,7 @@ class Config(Spec):
     tick: TickSpec = Field(default_factory=lambda: TickSpec.model_validate({}))
     grid: GridSpec = Field(default_factory=lambda: GridSpec.model_validate({}))
     series: SeriesSpec = Field(default_factory=lambda: SeriesSpec.model_validate({}))
+    state: StateSpec = Field(default_factory=lambda: StateSpec.model_validate({}))
     model: ModelSpec = Field(default_factory=lambda: ModelSpec.model_validate({}))
     training: TrainingSpec = Field(default_factory=lambda: TrainingSpec.model_validate({}))
     http: HttpSpec = Field(default_factory=lambda: HttpSpec.model_validate({}))
@@ -170,10 +173,10 @@ def _conflicts(config: Config) -> list[tuple[bool, str]]:
         f" {grid.interval_s:g}; make it several times as long"
     )
     forecast_bytes = NUMBER_BYTES * config.model.horizon * (len(config.model.levels) + 2)
-    room_bytes = max(2 * MOST_BYTES, forecast_bytes) + HEADER_BYTES
+    room_bytes = max(2 * MOST_BYTES, forecast_bytes, PAGE_BYTES) + HEADER_BYTES
     message_small = (
         f"kafka.max_message_bytes = {config.kafka.max_message_bytes}: has to be at least {room_bytes},"
-        f" for the longest dead letter or prediction"
+        f" for the longest dead letter, prediction or page"
     )
     return [
         (bool(twice), topics_twice),

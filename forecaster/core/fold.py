@@ -7,7 +7,7 @@ backtest and tests all drive this same object, which knows neither where ticks c
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
@@ -227,11 +227,14 @@ class Fold:
 
     # ------------------------------------------------------------------ steps to forecasts
 
-    def run(self, live: bool = True) -> Issued:
-        """Take in all queued steps; the forecasts of those that answer a tick. `live` says they will be published."""
+    def run(self, live: bool | Collection[int] = True) -> Issued:
+        """Take in all queued steps; the forecasts of those that answer a tick.
+
+        `live` says that they will be published, or of which partitions they were.
+        """
         return joined(list(self.parts(live)))
 
-    def parts(self, live: bool = True) -> Iterator[Issued]:
+    def parts(self, live: bool | Collection[int] = True) -> Iterator[Issued]:
         """The same part by part, in the order of the log, and at least one; to be gone through to the end.
 
         While one part is looked at, the device works on the next.
@@ -518,7 +521,7 @@ _PROGRAMS = (
 class _Work:
     """A queue as arrays, and the padded steps cut from it."""
 
-    def __init__(self, queue: _Queue, live: bool) -> None:
+    def __init__(self, queue: _Queue, live: bool | Collection[int]) -> None:
         self.name = queue.name
         self.row = np.array(queue.row, np.int32)
         self.partition = np.array(queue.partition, np.int32)
@@ -532,7 +535,9 @@ class _Work:
         self._change = (self.value - self.base).astype(np.float32)
         self._dt_s = np.array(queue.dt_s, np.float64).astype(np.float32)
         self._week = (self.time_s / DAY_S % WEEK_DAYS).astype(np.float32)
-        self._live = (self.source >= 0) & live
+        self._live = (self.source >= 0) & (
+            live if isinstance(live, bool) else np.isin(self.partition, list(live))
+        )
 
     def stretches(self, segments: int) -> Iterator[list[np.ndarray]]:
         """The steps of each segment, cut in as many parts as are of about PART steps, at least one."""

@@ -1,18 +1,20 @@
 """Which partitions are ours, and how far each has come: waiting, rebuilding, serving.
 
-A new partition is paused until its rows are rebuilt from the log; the others go on meanwhile. What the source says
-comes in; what to fold without publishing and which partitions may be read goes out.
+A new partition is paused until its rows are here, from their pages and the log; the others go on meanwhile. What the
+source says comes in; what to fold without publishing and which partitions may be read goes out.
 """
 
 from collections.abc import Callable, Iterable
 
 import structlog
 
+from forecaster.core import snapshot
 from forecaster.core.fold import Fold
-from forecaster.shell.kafka import Assigned, Change, KafkaSpec, Lost, Moved, Record, Revoked
+from forecaster.shell.kafka import Assigned, Change, KafkaSpec, Lost, Moved, Record, Revoked, TopicsSpec
 from forecaster.shell.kafka.source import Source
 from forecaster.shell.metrics import Metrics
-from forecaster.shell.rebuild import Rebuild
+from forecaster.shell.rebuild import Known, Loaded, Rebuild
+from forecaster.shell.state import StateTopic
 
 _log = structlog.get_logger(__name__)
 
@@ -24,9 +26,10 @@ class Assignment:
         self,
         source: Source,
         fold: Fold,
+        state: StateTopic,
         metrics: Metrics,
         spec: KafkaSpec,
-        topic: str,
+        topics: TopicsSpec,
         rebuild_ticks: int,
         now: Callable[[], float],
     ) -> None:
@@ -36,8 +39,10 @@ class Assignment:
         """Partitions that are ours and not yet rebuilt."""
         self.ever = False
         """Whether anything was ever assigned: an empty assignment is an answer of the group, too."""
-        self._source, self._fold, self._metrics = source, fold, metrics
-        self._spec, self._topic, self._rebuild_ticks, self._now = spec, topic, rebuild_ticks, now
+        self.whole: set[int] = set()
+        """Partitions that are being rebuilt from all their pages: what they replay was published before."""
+        self._source, self._fold, self._state, self._metrics = source, fold, state, metrics
+        self._spec, self._topics, self._rebuild_ticks, self._now = spec, topics, rebuild_ticks, now
         self._rebuild: Rebuild | None = None
         self._began_s = 0.0
         self._held = False
@@ -85,6 +90,8 @@ class Assignment:
             self._rebuild = None
             for partition in self.waiting:  # half rebuilt together with what left: they start over
                 self._fold.drop(partition)
+            self._state.forget(self.waiting)
+        self._state.forget(partitions)
         for partition in partitions:
             evicted = self._fold.drop(partition)
             self._metrics.series_evicted["revoked"].inc(evicted)
@@ -99,13 +106,50 @@ class Assignment:
             known = {p: end for p, end in ends.items() if end is not None}
             if len(known) == len(ends):
                 self._began_s = self._now()
-                self._rebuild = Rebuild(self._spec, self._topic, known, self._rebuild_ticks)
+                layout = snapshot.layout(self._fold)
+                self._rebuild = Rebuild(
+                    self._spec,
+                    self._topics,
+                    known,
+                    self._rebuild_ticks,
+                    self._state.source,
+                    layout,
+                    self._fold.spec,
+                )
             return []
         if self._rebuild.done:
             self._serve(self._rebuild)
             return []
-        ours = self._rebuild.partitions
-        return [record for record in self._rebuild.poll() if record.partition in ours]
+        match self._rebuild.poll():
+            case Loaded(partition, page):
+                self._metrics.state_pages["read"].inc()
+                left_out = snapshot.load(self._fold, partition, page)
+                self._metrics.state_series_left_out.inc(left_out)
+            case Known() as known:
+                self._know(known)
+            case records:
+                return records
+        return []
+
+    def _know(self, known: Known) -> None:
+        """All pages of a partition are here; its log comes next."""
+        partition, saved = known.partition, known.saved
+        model = known.model if known.model is not None else self._fold.model
+        self._fold.swap(model if model.spec == self._fold.spec else self._fold.model, partition)
+        self._fold.replay(partition, known.replay, saved.loans)
+        self._state.restored(partition, saved, known.due)
+        if saved.whole:
+            self.whole.add(partition)
+        for refusal, count in saved.refused.items():
+            self._metrics.state_refused[refusal].inc(count)
+            _log.warning(
+                "state_refused",
+                partition=partition,
+                reason=refusal.value,
+                records=count,
+                mend="their series are rebuilt from the log",
+            )
+        self._metrics.state_models_missing.inc(known.models_missing)
 
     def _serve(self, rebuild: Rebuild) -> None:
         took_s = self._now() - self._began_s
@@ -115,6 +159,10 @@ class Assignment:
             _log.warning(
                 "rebuilt_in_part", partition=partition, mend="its series start young; nothing is lost"
             )
+        for partition, end in rebuild.ends.items():
+            self._fold.replayed(partition)
+            self._state.serve(partition, end)
+        self.whole.clear()
         self.serving |= rebuild.partitions
         self.waiting -= rebuild.partitions
         self._rebuild = None

@@ -36,6 +36,7 @@ from forecaster.shell.lifecycle import Lifecycle
 from forecaster.shell.metrics import Metrics, Phase, Stage, State, count_compiles
 from forecaster.shell.pipeline import Answers, DeadLetter, Pipeline
 from forecaster.shell.signals import Signals
+from forecaster.shell.state import Sent, StateTopic
 from forecaster.shell.training import Training
 from forecaster.shell.watchdog import PartitionWatch
 from forecaster.shell.worker import STALLED_S, Worker
@@ -81,8 +82,10 @@ class Daemon(Worker):
         super().__init__(config, path, signals, metrics, lifecycle.training, now)
         self.fold, self.source, self.delivery, self.lifecycle = fold, source, delivery, lifecycle
         self.pipeline = Pipeline(fold, config.tick, config.grid, config.topics.ticks, metrics)
+        topics, log_name = config.topics, f"{config.kafka.group_id}:{config.topics.ticks}"
+        self.state = StateTopic(config.state, topics.state, log_name, fold, delivery, metrics, now)
         self.assignment = Assignment(
-            source, fold, metrics, config.kafka, config.topics.ticks, config.series.rebuild_ticks, now
+            source, fold, self.state, metrics, config.kafka, topics, config.series.rebuild_ticks, now
         )
         self.figures = Figures(metrics, fold, source, delivery)
         self.care = Care(source, config.kafka.max_poll_records)
@@ -127,19 +130,21 @@ class Daemon(Worker):
 
     def turn(self) -> None:
         """One turn of the loop."""
-        self.assignment.hold(not self.delivery.room())
+        self.assignment.hold(self.state.holds or not self.delivery.room())
         with self.metrics.stage(Stage.POLL):
             records = self.source.poll(0.0 if self.assignment.rebuilding else IDLE_POLL_S)
         polled_s = self._now()
         self.assignment.apply(self._heard(self.source.changes()))
         self.care.begin()
         self.restore(self.assignment.rebuild())
-        if quick := self.care.sort(records):
-            self.answer(quick, polled_s)
+        for part in self.state.parts(self.care.sort(records)):
+            self.answer(part, polled_s)
         self.answer_carefully()
         self.settle()
         owner = 0 in self.assignment.serving
         self.lifecycle.poll(decides=owner, leads=owner and self._trains)
+        self.lifecycle.follow(self.state)
+        self.state.turn()
         self.turned()
 
     def _heard(self, changes: list[Change]) -> list[Change]:
@@ -155,20 +160,22 @@ class Daemon(Worker):
 
     def restore(self, records: Sequence[Record]) -> None:
         """Fold records that were answered before."""
-        if records:
-            self.pipeline.handle(records, live=False)
-            self.metrics.rebuilt_ticks.inc(len(records))
+        for part in self.state.parts(records):
+            folded = self.pipeline.handle(part, live=False, published=self.assignment.whole)
+            self.state.folded(folded.next_offsets)
+        self.metrics.rebuilt_ticks.inc(len(records))
 
     def answer_carefully(self) -> None:
         """Records of partitions on which workers died: each is noted before, and committed after, the next."""
         until_s = self._now() + CAREFUL_S
-        while (record := self.care.next) is not None and self._now() < until_s:
+        while (record := self.care.next) is not None and self._now() < until_s and not self.state.holds:
             epoch = self.source.epochs.get(record.partition)
             if self.care.guilty(record):
                 self.care.sets_aside(record)
             elif not self.care.begins(record):
                 return  # nobody answers: at the next turn
-            self.answer([record], self._now())
+            for part in self.state.parts([record]):
+                self.answer(part, self._now())
             if not self.delivery.flush(STOP_S):
                 self.source.rewind("a record that is taken carefully could not be committed")
             if epoch != self.source.epochs.get(record.partition):
@@ -184,6 +191,8 @@ class Daemon(Worker):
         issued = answers.issued
         statuses = Counter(STATUSES[s] for s in issued.status.tolist())
         batch.token = InFlight(polled_s, issued.time_s, statuses, sum(map(len, answers.messages)))
+        self.state.folded(answers.next_offsets)
+        self.state.attach(answers.next_offsets)
         self.delivery.finish(batch, answers.next_offsets)
         self._count(answers, len(records), sum(len(r.value or b"") for r in records))
 
@@ -240,7 +249,11 @@ class Daemon(Worker):
             settled = self.delivery.poll()
         wall_s = time.time()
         for done in settled:
-            flight: InFlight = done.token
+            if isinstance(done.token, Sent) and self.state.acknowledged(done.token):
+                self.lifecycle.swapped()
+            if not isinstance(done.token, InFlight):
+                continue
+            flight = done.token
             n = len(flight.times_s)
             if not n:
                 continue
@@ -256,6 +269,7 @@ class Daemon(Worker):
     def housekeeping(self) -> None:
         """Once a second: figures that need not be fresher."""
         self.figures.tell()
+        self.metrics.state_behind.set(self.state.behind())
         positions = self.source.positions()
         self._partition_watch.look(
             {p: positions[p] for p in self.assignment.serving & positions.keys()}, self.source.lag()

@@ -14,6 +14,7 @@ from forecaster.core.model import Model
 from forecaster.shell.metrics import Metrics, Phase, compiling
 from forecaster.shell.models import ModelsFollower, NowServing, Refused
 from forecaster.shell.models.convert import from_stored
+from forecaster.shell.state import StateTopic, Target
 from forecaster.shell.training import Training
 
 _log = structlog.get_logger(__name__)
@@ -51,6 +52,7 @@ class Lifecycle:
         self._fold, self._metrics = fold, metrics
         self._models = ModelsFollower(config.kafka, config.topics.models)
         self._adapting: Adapting | None = None
+        self._target: Target | None = None  # what is to serve
 
     @property
     def known(self) -> bool:
@@ -104,10 +106,12 @@ class Lifecycle:
         if isinstance(model, Refused):
             self._refuse(model)
             return
-        if model.version == self._fold.model.version:
+        self._adapting = None  # what was asked for before is not any more
+        serves = self._target.model if self._target is not None else self._fold.model
+        if model.version == serves.version:
             return
         if model.spec == self._fold.spec:
-            self._swap(model, event.serving.reason)
+            self._target = Target(model, event.serving.reason)
         elif self._fold.takes(model.spec):
             self._adapting = Adapting(self._fold, model, event.serving.reason)
         else:
@@ -123,12 +127,19 @@ class Lifecycle:
         if adapting.programs is None:
             _log.error("model_not_compiled", version=adapting.model.version, error=adapting.error)
             return
-        self._fold.adopt(adapting.model.spec, adapting.programs)
-        self._swap(adapting.model, adapting.reason)
+        self._target = Target(adapting.model, adapting.reason, adapting.programs)
 
-    def _swap(self, model: Model, reason: str) -> None:
-        self._fold.swap(model)
+    def follow(self, state: StateTopic) -> None:
+        """Let the model that is to serve be written down as such, and then serve."""
+        if state.follow(self._target):
+            self.swapped()
+
+    def swapped(self) -> None:
+        """The model that was to serve does."""
+        if self._target is None:
+            return
+        model = self._target.model
         self.training.schedule.swapped()
         self._metrics.model_swaps.inc()
         self._metrics.set_serving(model.version, model.spec.cell, model.card.created_s, model.card.created_s)
-        _log.info("model_swapped", version=model.version, reason=reason)
+        _log.info("model_swapped", version=model.version, reason=self._target.reason)

@@ -31,6 +31,7 @@ from prometheus_client import (
 )
 from pydantic import Field
 
+from forecaster.core.pages import Refusal
 from forecaster.core.spec import Spec
 from forecaster.core.tick import Outcome, Reason
 from forecaster.shell.instruments import BatchHistogram, VectorCounter
@@ -267,6 +268,27 @@ class Metrics:
         )
         self.rebuilt_series = self._counter("rebuilt_series", "Rows rebuilt by reading back the log.")
         self.rebuilt_ticks = self._counter("rebuilt_ticks", "Ticks read back to rebuild rows.")
+        self.state_pages = self._counters(
+            "state_pages", "Pages of series on the state topic.", "event", ("written", "read")
+        )
+        self.state_bytes = self._counter("state_written_bytes", "Bytes of pages written.")
+        self.state_refused = self._counters(
+            "state_refused",
+            "Records of the state topic that could not be used; their rows are rebuilt from the log.",
+            "reason",
+            Refusal,
+        )
+        self.state_series_left_out = self._counter(
+            "state_series_left_out", "Series of pages that found no row in the table."
+        )
+        self.state_models_missing = self._counter(
+            "state_models_missing",
+            "Models that a replay asked for and that are gone; what serves took their place.",
+        )
+        self.state_behind = self._gauge(
+            "state_behind_messages",
+            "Messages that a restart would have to read back, on the partition with most.",
+        )
         self.rebuild_shortfalls = self._counter(
             "rebuild_shortfalls", "Partitions whose rows could not be rebuilt as far back as wanted."
         )

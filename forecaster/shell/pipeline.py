@@ -4,7 +4,7 @@ Knows neither the broker nor the clock; whoever drives it reads the records and 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
@@ -64,10 +64,18 @@ class Pipeline:
         self._mean = mean_weights(fold.spec.levels)
         self._metrics = metrics
 
-    def handle(self, records: Sequence[Record], *, live: bool = True, send: Send = _keep) -> Answers:
+    def handle(
+        self,
+        records: Sequence[Record],
+        *,
+        live: bool = True,
+        published: Collection[int] = (),
+        send: Send = _keep,
+    ) -> Answers:
         """Take in records (grouped by partition, in offset order). `live`: the messages will be published.
 
-        `send` is given the messages part by part, while the device works on the next part.
+        Else `published` are the partitions of which these very messages were published before. `send` is given the
+        messages part by part, while the device works on the next part.
         """
         outcomes: Counter[Outcome] = Counter()
         dead: list[DeadLetter] = []
@@ -96,7 +104,7 @@ class Pipeline:
                 newest_s = max(newest_s, max((t.time_s for t in ticks), default=newest_s))
         parts: list[Issued] = []
         messages: list[bytes] = []
-        for part in self._advanced(live):
+        for part in self._advanced(live or published):
             parts.append(part)
             if live:
                 with self._metrics.stage(Stage.ENCODE):
@@ -109,7 +117,7 @@ class Pipeline:
         reasons = Counter(letter.reject.reason for letter in dead)
         return Answers(issued, messages, dead, outcomes, reasons, next_offsets, newest_s)
 
-    def _advanced(self, live: bool) -> Iterator[Issued]:
+    def _advanced(self, live: bool | Collection[int]) -> Iterator[Issued]:
         """The parts of what was admitted; what is timed is the wait for them."""
         parts = self.fold.parts(live)
         while True:
@@ -144,7 +152,7 @@ class Pipeline:
             anomaly=issued.anomaly.astype(np.float64),
             target_times=times,
         )
-        return self._encoder.encode(batch, self.fold.model.version)
+        return self._encoder.encode(batch, issued.versions)
 
 
 def mean_weights(levels: Iterable[float]) -> np.ndarray:

@@ -5,7 +5,7 @@ message into a `Prediction`, for whoever subscribes (subscribe.py). The JSON Sch
 that class. Nothing here computes a forecast or decides when one is due.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -160,8 +160,8 @@ class Encoder:
     def __init__(self, ticks_topic: str, levels: Sequence[float], step_s: float | None = None) -> None:
         self._constants = tuple(orjson.dumps(value) for value in (step_s, list(levels), ticks_topic))
 
-    def encode(self, batch: Forecasts, model: str) -> list[bytes]:
-        """One message for each row, in order.
+    def encode(self, batch: Forecasts, model: str | Mapping[int, str]) -> list[bytes]:
+        """One message for each row, in order; `model` is the version that made them, or that of each partition.
 
         Numbers are rounded to about `DIGITS` digits of the row's own spread, which keeps messages short;
         quantiles stay sorted, and what was equal to `last` still is. BugError for a number that is not
@@ -187,8 +187,13 @@ class Encoder:
             batch.offset,
             strict=True,
         )
-        template = self._template(mean.shape[1], model)
-        return [template % texts for texts in row_texts]
+        versions = {model} if isinstance(model, str) else set(model.values())
+        templates = {version: self._template(mean.shape[1], version) for version in versions}
+        if isinstance(model, str) or len(versions) == 1:
+            (template,) = templates.values()
+            return [template % texts for texts in row_texts]
+        by_partition = {partition: templates[version] for partition, version in model.items()}
+        return [by_partition[p] % texts for p, texts in zip(batch.partition, row_texts, strict=True)]
 
     def _template(self, horizon: int, model: str) -> bytes:
         """The message with everything filled in that is the same for the whole batch."""

@@ -1,22 +1,51 @@
-"""Rows of a new partition, rebuilt by reading back the log: on a thread of its own, without publishing.
+"""Rows of new partitions, from their pages and the log behind these: read on a thread of its own, without publishing.
 
-In come partitions with the offsets at which serving goes on; out come the records before them, chunk by chunk, for the
-loop to fold. The group's consumer is not touched: a second, group-less one reads.
+In come partitions with the offsets at which serving goes on; out come, for the loop to take over, the pages of each,
+what else its state topic says, and then the records before those offsets, chunk by chunk. The group's consumer is not
+touched: a second, group-less one reads.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from queue import Empty, Full, Queue
+from typing import NamedTuple
 
 import structlog
 
+from forecaster.core.model import Model, ModelSpec, untrained
+from forecaster.core.pages import Page, Replay
 from forecaster.errors import ForecasterError
-from forecaster.shell.kafka import KafkaSpec, Record
+from forecaster.shell.kafka import KafkaSpec, Record, TopicsSpec
 from forecaster.shell.kafka.log import Log
+from forecaster.shell.models import Models
+from forecaster.shell.models.convert import from_stored
+from forecaster.shell.saved import Saved, choose
+from forecaster.shell.state import Due
 
 CHUNKS = 4  # read ahead at most so many
 RETRY_S = 1.0
 _log = structlog.get_logger(__name__)
+
+
+class Loaded(NamedTuple):
+    """A page to be taken over."""
+
+    partition: int
+    page: Page
+
+
+class Known(NamedTuple):
+    """All pages of a partition have come; what else is known of it before its log is read."""
+
+    partition: int
+    saved: Saved  # without the pages
+    replay: Replay
+    model: Model | None  # that served at the first of the offsets; None: not known, what serves now does
+    due: list[Due]
+    models_missing: int
+
+
+Item = Loaded | Known | list[Record]
 
 
 class Rebuild:
@@ -25,19 +54,30 @@ class Rebuild:
     def __init__(
         self,
         spec: KafkaSpec,
-        topic: str,
+        topics: TopicsSpec,
         ends: Mapping[int, int],
         most: int,
+        source: str,
+        layout: str,
+        network: ModelSpec,
         timeout_s: float = 60.0,
         retries: int = 3,
     ) -> None:
-        """Read at most `most` records before each end; give up after `retries` attempts of `timeout_s`."""
+        """Pages have to be of this source and layout; without one at most `most` records before an end are read.
+
+        Gives up after `retries` attempts in a row of `timeout_s` without any progress.
+        """
+        self.ends = dict(ends)
         self.partitions = frozenset(ends)
         self.short: set[int] = set()
         """Partitions whose log was not read as far as it should have been: their series start young."""
-        self._spec, self._topic, self._ends, self._most = spec, topic, dict(ends), most
+        self._spec, self._topics, self._most = spec, topics, most
+        self._source, self._layout, self._network = source, layout, network
         self._timeout_s, self._retries = timeout_s, retries
-        self._chunks: Queue[list[Record]] = Queue(CHUNKS)
+        self._models: dict[str, Model] = {"": untrained(network)}
+        self._serving: Model | None = None
+        self._next: dict[int, int] = {}  # offset that is read next, of partitions whose pages were handed out
+        self._items: Queue[Item] = Queue(CHUNKS)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rebuild", daemon=True)
         self._thread.start()
@@ -45,12 +85,12 @@ class Rebuild:
     @property
     def done(self) -> bool:
         """Whether everything that could be read was handed out."""
-        return not self._thread.is_alive() and self._chunks.empty()
+        return not self._thread.is_alive() and self._items.empty()
 
-    def poll(self) -> list[Record]:
-        """The next chunk, or nothing yet."""
+    def poll(self) -> Item:
+        """What comes next; no records when there is nothing yet."""
         try:
-            return self._chunks.get_nowait()
+            return self._items.get_nowait()
         except Empty:
             return []
 
@@ -59,39 +99,102 @@ class Rebuild:
         self._stop.set()
 
     def _run(self) -> None:
-        reached: dict[int, int] = {}
-        for _ in range(self._retries):
+        failures, progress = 0, dict(self._next)
+        while failures < self._retries:
+            log = Log(self._spec)
             try:
-                self._read(reached)
+                self._read_state(log)
+                self._read_ticks(log)
                 return
             except ForecasterError as error:
-                _log.warning("rebuild_interrupted", topic=self._topic, error=str(error))
-                if self._stop.wait(RETRY_S):
-                    return
-        self.short |= {p for p, end in self._ends.items() if reached.get(p, -1) < end}
-
-    def _read(self, reached: dict[int, int]) -> None:
-        log = Log(self._spec)
-        try:
-            first = log.beginning_offsets(self._topic, list(self._ends))
-            ranges = {
-                p: (max(first.get(p, 0), end - self._most, reached.get(p, 0)), end)
-                for p, end in self._ends.items()
-            }
-            wanted = {p: span for p, span in ranges.items() if span[0] < span[1]}
-            if not wanted:
+                _log.warning("rebuild_interrupted", topic=self._topics.ticks, error=str(error))
+                failures = failures + 1 if self._next == progress else 1
+                progress = dict(self._next)
+            finally:
+                log.close()
+            if self._stop.wait(RETRY_S):
                 return
-            for records in log.read(self._topic, wanted, self._timeout_s):
-                if not self._put(records):
-                    return
-                reached |= {record.partition: record.offset + 1 for record in records}
-        finally:
-            log.close()
+        self.short |= {p for p, end in self.ends.items() if self._next.get(p, -1) < end}
 
-    def _put(self, records: list[Record]) -> bool:
+    def _read_state(self, log: Log) -> None:
+        first = log.beginning_offsets(self._topics.ticks, list(self.ends))
+        there = set(log.partitions(self._topics.state))
+        for partition in sorted(self.ends.keys() - self._next.keys()):
+            end, begin = self.ends[partition], first.get(partition, 0)
+            records = self._newest(log, partition) if partition in there else {}
+            saved = choose(records, self._source, self._layout, end, min(end, max(begin, end - self._most)))
+            del records
+            known = self._known(partition, saved)
+            while saved.pages and self._put(Loaded(partition, saved.pages.pop())):
+                pass
+            self._put(known)
+            self._next[partition] = max(begin, saved.start)
+            if saved.start < begin:
+                self.short.add(partition)
+
+    def _newest(self, log: Log, partition: int) -> dict[bytes, bytes]:
+        """The newest record of each key."""
+        topic = self._topics.state
+        begin = log.beginning_offsets(topic, [partition])[partition]
+        end = log.end_offsets(topic, [partition])[partition]
+        newest: dict[bytes, bytes] = {}
+        for records in log.read(topic, {partition: (begin, end)}, self._timeout_s):
+            for record in records:
+                newest.pop(record.key or b"", None)
+                if record.value is not None:
+                    newest[record.key or b""] = record.value
+            if self._stop.is_set():
+                break
+        return newest
+
+    def _known(self, partition: int, saved: Saved) -> Known:
+        wanted = [swap.version for swap in saved.swaps]
+        if saved.version is not None:
+            wanted.append(saved.version)
+        self._fetch(wanted, serving=saved.version is None)
+        missing = [version for version in wanted if version not in self._models]
+        if missing:
+            _log.warning("models_missing", partition=partition, versions=missing, mend="what serves now does")
+        due = [Due(swap.offset, self._models.get(swap.version, self._serving)) for swap in saved.swaps]
+        model = self._models.get(saved.version, self._serving) if saved.version is not None else self._serving
+        return Known(
+            partition,
+            saved._replace(pages=[]),
+            Replay(saved.offsets, saved.pages),
+            model,
+            due,
+            len(missing),
+        )
+
+    def _fetch(self, versions: Iterable[str], *, serving: bool) -> None:
+        """Read models that are not at hand, and what serves, for those that are gone."""
+        wanted = {version for version in versions if version not in self._models}
+        if not wanted and not (serving and self._serving is None):
+            return
+        registry = Models(self._spec, self._topics.models).read(pinned=wanted)
+        serves = registry.serving.version if registry.serving is not None else ""
+        if registry.missing:
+            registry = Models(self._spec, self._topics.models).read(pinned=wanted | {serves})
+        for version in {*wanted, serves} - self._models.keys():
+            stored = registry.file(version)
+            model = from_stored(stored) if stored is not None else None
+            if isinstance(model, Model) and model.spec == self._network:
+                self._models[version] = model
+        self._serving = self._models.get(serves)
+
+    def _read_ticks(self, log: Log) -> None:
+        spans = {p: (self._next[p], end) for p, end in self.ends.items() if self._next[p] < end}
+        if not spans:
+            return
+        for records in log.read(self._topics.ticks, spans, self._timeout_s):
+            if not self._put(records):
+                return
+            self._next |= {record.partition: record.offset + 1 for record in records}
+
+    def _put(self, item: Item) -> bool:
         while not self._stop.is_set():
             try:
-                self._chunks.put(records, timeout=0.1)
+                self._items.put(item, timeout=0.1)
             except Full:
                 continue
             return True

@@ -8,9 +8,14 @@ import pytest
 from forecaster.core.tick import Tick
 from forecaster.shell import assignment
 from forecaster.shell.assignment import Assignment
-from forecaster.shell.kafka import Assigned, KafkaSpec, Lost, Moved, MoveReason, Record, Revoked
+from forecaster.shell.kafka import Assigned, KafkaSpec, Lost, Moved, MoveReason, Record, Revoked, TopicsSpec
+from forecaster.shell.kafka.delivery import AtLeastOnce
+from forecaster.shell.kafka.sink import Sink
 from forecaster.shell.kafka.source import Source
 from forecaster.shell.metrics import Metrics
+from forecaster.shell.rebuild import Item
+from forecaster.shell.replay import ListSink, ListSource
+from forecaster.shell.state import StateSpec, StateTopic
 from tests.folds import SPEC, START_S, make_fold
 
 
@@ -36,14 +41,14 @@ class FakeRebuild:
 
     made: list["FakeRebuild"]
 
-    def __init__(self, _: object, __: str, ends: dict[int, int], most: int) -> None:
+    def __init__(self, _: object, __: object, ends: dict[int, int], most: int, *_more: object) -> None:
         self.partitions, self.ends, self.most = frozenset(ends), dict(ends), most
-        self.chunks: list[list[Record]] = []
+        self.chunks: list[Item] = []
         self.short: set[int] = set()
         self.done, self.cancelled = False, False
         self.made.append(self)
 
-    def poll(self) -> list[Record]:
+    def poll(self) -> Item:
         return self.chunks.pop(0) if self.chunks else []
 
     def cancel(self) -> None:
@@ -56,8 +61,11 @@ class World:
     def __init__(self) -> None:
         self.source, self.fold = FakeSource(), make_fold()
         self.metrics = Metrics(horizon=SPEC.horizon, levels=SPEC.levels)
+        delivery = AtLeastOnce(cast("Source", ListSource([])), make_sink=lambda _: cast("Sink", ListSink()))
+        self.state = StateTopic(StateSpec(), "state", "g:ticks", self.fold, delivery, self.metrics)
+        source = cast("Source", self.source)
         self.ours = Assignment(
-            cast("Source", self.source), self.fold, self.metrics, KafkaSpec(), "ticks", 500, lambda: 7.0
+            source, self.fold, self.state, self.metrics, KafkaSpec(), TopicsSpec(), 500, lambda: 7.0
         )
 
     def assign(self, *partitions: int, position: int | None = 100) -> None:

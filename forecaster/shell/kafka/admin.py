@@ -101,13 +101,15 @@ def _wanted(topics: TopicsSpec, there: dict[str, int]) -> dict[str, dict[str, An
     partitions = there.get(topics.ticks, topics.create_partitions)
     kept = {"retention.ms": str(round(topics.create_retention_s * 1000))}
     compacted = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.2"}
+    # Only closed segments are compacted.
+    often = {"segment.bytes": str(64 << 20), "segment.ms": str(3_600_000)}
     plans = {
         topics.ticks: (partitions, kept),
         topics.predictions: (partitions, kept),
         topics.dead_letters: (1, kept),
         topics.control: (1, kept),
         topics.models: (1, compacted),
-        topics.state: (partitions, compacted),
+        topics.state: (partitions, compacted | often),
     }
     return {
         name: {"num_partitions": number, "replication_factor": topics.create_replication, "configs": configs}

@@ -36,6 +36,10 @@ class Delivery(Protocol):
 
     resets: int
     """How often work was taken back; the source then reports Lost and Assigned."""
+    atomic: bool
+    """Whether messages and offsets of a batch take effect together."""
+    committed: dict[int, int]
+    """The offsets that were committed here, by partition."""
 
     @property
     def outstanding(self) -> int:
@@ -106,6 +110,8 @@ class AtLeastOnce:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.resets = 0
+        self.atomic = False
+        self.committed: dict[int, int] = {}
         self._source = source
         self._make_sink = make_sink
         self._sink = make_sink(source.spec)
@@ -217,6 +223,7 @@ class AtLeastOnce:
 
     def _drop_committed(self, offsets: Mapping[int, int]) -> None:
         self._fruitless = 0
+        self.committed |= offsets
         for partition, offset in offsets.items():
             if self._to_commit.get(partition, (0, None))[1] == offset:
                 del self._to_commit[partition]

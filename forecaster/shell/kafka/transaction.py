@@ -44,6 +44,8 @@ class ExactlyOnce:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.resets = 0
+        self.atomic = True
+        self.committed: dict[int, int] = {}
         self._source = source
         self._make_sink = make_sink
         self._now = now
@@ -98,6 +100,7 @@ class ExactlyOnce:
         self._opened_s = None
         self._fruitless = 0
         self._source.committed_now(offsets)
+        self.committed |= offsets
         self._settled.append(Settled(batch.token, messages, self._now()))
 
     def poll(self) -> list[Settled]:

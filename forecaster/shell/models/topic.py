@@ -6,7 +6,7 @@ record and nothing else.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,11 +84,11 @@ class Models:
 
     def fetch(self, version: str = "") -> Stored | None:
         """A version with its file; without a name the one that serves. None if there is none."""
-        registry = self.read(pinned=version)
+        registry = self.read(pinned={version})
         if not version and registry.serving is not None:
             version = registry.serving.version
         if registry.missing:
-            registry = self.read(pinned=version)
+            registry = self.read(pinned={version})
         return registry.file(version)
 
     def prune(self, keep: int) -> list[str]:
@@ -116,9 +116,9 @@ class Models:
         self.publish(parsed)
         return parsed
 
-    def read(self, pinned: str = "") -> Registry:
-        """The topic as it is now; the file of the pinned version is held whatever its age."""
-        registry = Registry(pinned={pinned})
+    def read(self, pinned: Collection[str] = ()) -> Registry:
+        """The topic as it is now; the files of the pinned versions are held whatever their age."""
+        registry = Registry(pinned=pinned)
         reading = Log(self._spec)
         try:
             if not reading.partitions(self._topic):

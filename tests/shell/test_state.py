@@ -1,0 +1,453 @@
+"""Pages, swaps and restarts through the real loop of the daemon, with lists in place of topics.
+
+`Broker` keeps what a worker has written. A worker is killed by letting go of it; the next one begins with what is
+committed. What is expected is told by a single fold that is never interrupted, driven by the swaps on the state topic.
+"""
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from forecaster.config import Config, load
+from forecaster.core import pages
+from forecaster.core.calls import Shape
+from forecaster.core.fold import Fold
+from forecaster.core.model import Model
+from forecaster.core.pages import Page, Refusal, Swap
+from forecaster.core.table import Rows
+from forecaster.shell import rebuild
+from forecaster.shell.daemon import Daemon
+from forecaster.shell.figures import Figures
+from forecaster.shell.kafka import Record
+from forecaster.shell.kafka.delivery import AtLeastOnce
+from forecaster.shell.kafka.sink import Sink
+from forecaster.shell.kafka.source import Source
+from forecaster.shell.lifecycle import Lifecycle
+from forecaster.shell.metrics import Metrics
+from forecaster.shell.models.codec import encode
+from forecaster.shell.models.convert import to_stored
+from forecaster.shell.models.registry import Registry
+from forecaster.shell.pipeline import Pipeline
+from forecaster.shell.prediction import Prediction, decode
+from forecaster.shell.replay import ListSink, ListSource, Message
+from forecaster.shell.signals import Signals
+from forecaster.shell.state import StateTopic, Target
+from tests.folds import ROWS, SPEC, START_S, make_fold, make_model
+
+pytestmark = pytest.mark.slow
+CLOSE = 1e-5
+TURN_S = 0.1
+ONE = [Shape(ROWS, 8, 1, 1)]  # all batches run in one program
+
+
+class Broker:
+    """What is on the topics."""
+
+    def __init__(self, ticks: Sequence[Record]) -> None:
+        self.ticks = list(ticks)
+        self.committed: dict[int, int] = {}
+        self.state: dict[int, list[Record]] = defaultdict(list)
+        self.predictions: list[Prediction] = []
+        self.models: dict[str, Model] = {}
+        self.serving = ""
+
+    def write(self, message: Message) -> None:
+        if message.topic == "forecaster.state":
+            assert message.partition is not None
+            log = self.state[message.partition]
+            record = Record(message.topic, message.partition, len(log), 0, message.key, message.value)
+            log.append(record)
+        elif message.topic == "predictions":
+            self.predictions.append(decode(message.value or b""))
+
+    def newest(self, partition: int = 0) -> dict[bytes, bytes]:
+        """What compaction would leave."""
+        found = {record.key or b"": record.value for record in self.state[partition]}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def swaps(self) -> dict[int, list[Swap]]:
+        """All swaps that were ever written."""
+        found = {
+            p: [s for r in log if r.value and isinstance(s := pages.decode(r.value), Swap)]
+            for p, log in self.state.items()
+        }
+        return {p: sorted(swaps, key=lambda swap: swap.offset) for p, swaps in found.items()}
+
+    def spoil(self, change: Callable[[bytes], bytes], partition: int = 0) -> None:
+        """Change every page of a partition."""
+        for i, record in enumerate(self.state[partition]):
+            if record.value and (record.key or b"").startswith(b"page/"):
+                self.state[partition][i] = record._replace(value=change(record.value))
+
+
+class FakeLog:
+    """`Log`, over lists."""
+
+    broker: Broker
+
+    def __init__(self, _: object) -> None: ...
+
+    def partitions(self, _: str) -> list[int]:
+        return [0, 1]
+
+    def beginning_offsets(self, _: str, partitions: Collection[int]) -> dict[int, int]:
+        return dict.fromkeys(partitions, 0)
+
+    def end_offsets(self, _: str, partitions: Collection[int]) -> dict[int, int]:
+        return {p: len(self.broker.state[p]) for p in partitions}
+
+    def read(self, topic: str, ranges: Mapping[int, tuple[int, int]], _: float) -> Iterator[list[Record]]:
+        for partition, (start, end) in ranges.items():
+            log = self.broker.state[partition] if topic == "forecaster.state" else self.broker.ticks
+            found = [r for r in log if r.partition == partition and start <= r.offset < end]
+            for first in range(0, len(found), 70):
+                yield found[first : first + 70]
+
+    def close(self) -> None: ...
+
+
+class FakeModels:
+    """`Models`, over a dictionary."""
+
+    broker: Broker
+
+    def __init__(self, *_: object) -> None: ...
+
+    def read(self, pinned: Collection[str] = ()) -> Registry:
+        registry = Registry(pinned=pinned)
+        for model in self.broker.models.values():
+            for i, (key, value, headers) in enumerate(encode(to_stored(model))):
+                registry.feed([Record("models", 0, i, 0, key, value, headers)])
+        if self.broker.serving:
+            order = json.dumps({"version": self.broker.serving}).encode()
+            registry.feed([Record("models", 0, 99, 0, b"serving", order)])
+        return registry
+
+
+class BrokerSink(ListSink):
+    """Messages to the broker."""
+
+    def __init__(self, broker: Broker) -> None:
+        super().__init__()
+        self._broker = broker
+
+    def send(self, topic: str, value: bytes | None, key: bytes | None, **more: Any) -> None:
+        super().send(topic, value, key, **more)
+        self._broker.write(self.messages[-1])
+
+
+class Life:
+    """`Lifecycle` without topics: serves what the test says."""
+
+    known, training = True, None
+
+    def __init__(self) -> None:
+        self.target: Target | None = None
+        self.swaps = 0
+
+    def poll(self, *, decides: bool, leads: bool) -> None: ...
+    def observe(self, *_: object) -> None: ...
+    def status(self) -> dict[str, object]:
+        return {}
+
+    def follow(self, state: StateTopic) -> None:
+        self.swaps += state.follow(self.target)
+
+    def swapped(self) -> None:
+        self.swaps += 1
+
+
+class NoFigures:
+    """Of a broker that is a list there are none."""
+
+    def tell(self) -> None: ...
+
+
+class Worker:
+    """A daemon between lists, whose clock goes on by a tenth of a second a turn."""
+
+    def __init__(self, broker: Broker, config: Config) -> None:
+        self.now_s, self.broker, self.life = 1000.0, broker, Life()
+        self.source = ListSource(broker.ticks, config.kafka)
+        self.source.commits = broker.committed  # shared: what is committed outlives the worker
+        self.source.rewind("start")
+        self.metrics = Metrics(horizon=SPEC.horizon, levels=SPEC.levels)
+        self.fold = make_fold(shapes=ONE)
+        source = cast("Source", self.source)
+        sink = cast("Sink", BrokerSink(broker))
+        delivery = AtLeastOnce(source, make_sink=lambda _: sink, now=lambda: self.now_s)
+        self.daemon = Daemon(
+            config,
+            None,
+            Signals(),
+            self.metrics,
+            self.fold,
+            source,
+            delivery,
+            cast("Lifecycle", self.life),
+            now=lambda: self.now_s,
+        )
+        self.daemon.compiled = True
+        self.source.notes = {}  # type: ignore[attr-defined]
+        self.daemon.figures = cast("Figures", NoFigures())
+
+    @property
+    def ready(self) -> bool:
+        return self.daemon.assignment.serving == {0, 1}
+
+    def turn(self) -> None:
+        self.now_s += TURN_S
+        self.source.last_contact_s = self.now_s
+        self.daemon.turn()
+
+    def until(self, done: Callable[[], bool]) -> None:
+        for _ in range(100_000):
+            if done():
+                return
+            self.turn()
+        raise AssertionError("it did not come to that")
+
+    def come_to(self, offset: int) -> None:
+        """Go on until so many ticks of partition 0 were answered."""
+        self.until(lambda: self.ready and (self.source.position(0) or 0) >= offset)
+
+    def serve(self, model: Model) -> None:
+        self.broker.models[model.version] = model
+        self.broker.serving = model.version
+        self.life.target = Target(model, "test")
+        self.until(lambda: self.fold.model is model and not self.daemon.state.holds)
+
+    def counted(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def config(**sections: dict[str, Any]) -> Config:
+    tables = {
+        "kafka": {"max_poll_records": 23, "commit_interval_s": 1.0, "group_id": "g"},
+        "state": {"interval_s": 2.0},
+        "series": {"max_series": ROWS, "rebuild_ticks": 500},
+    }
+    base = load(cast("Path | None", None), {})
+    changes = {name: getattr(base, name).model_copy(update=t) for name, t in (tables | sections).items()}
+    return base.model_copy(update={**changes, "model": SPEC})
+
+
+def ticks(count: int, seed: int = 1) -> list[Record]:
+    """Two partitions, four series in each, some of which come late."""
+    rng, offsets, found = random.Random(seed), defaultdict[int, int](int), []
+    for i in range(count):
+        which = rng.randrange(2 + 6 * i // count)
+        value = 50.0 * (1 + which) + rng.gauss(0, 1)
+        body = {"series": f"s{which}", "ts": START_S + 5 * i, "value": value}
+        partition = which % 2
+        found.append(Record("ticks", partition, offsets[partition], 10**13, b"k", json.dumps(body).encode()))
+        offsets[partition] += 1
+    return found
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
+    made = Broker(ticks(2400))
+    FakeLog.broker = FakeModels.broker = made
+    monkeypatch.setattr(rebuild, "Log", FakeLog)
+    monkeypatch.setattr(rebuild, "Models", FakeModels)
+    return made
+
+
+def told(broker: Broker) -> tuple[Fold, dict[tuple[int, int], Prediction]]:
+    """The whole log in one run, with the swaps that are on the state topic at their offsets."""
+    fold = make_fold(shapes=ONE)
+    cfg = config()
+    pipeline = Pipeline(fold, cfg.tick, cfg.grid, "ticks", Metrics(horizon=SPEC.horizon, levels=SPEC.levels))
+    answers: list[bytes] = []
+    for partition in (0, 1):
+        due = broker.swaps()[partition]
+        fold.swap(fold.model, partition)
+        log = [r for r in broker.ticks if r.partition == partition]
+        edges = sorted({0, len(log), *range(0, len(log), 17), *(s.offset for s in due)})
+        for start, end in pairwise(edges):
+            for swap in due:
+                if swap.offset == start:
+                    fold.swap(broker.models[swap.version], partition)
+            answers += pipeline.handle(log[start:end]).messages
+    predictions = [decode(answer) for answer in answers]
+    return fold, {(p.source.partition, p.source.offset): p for p in predictions}
+
+
+def agree(broker: Broker, upto: int | None = None) -> None:
+    """Every tick was answered, and each of its answers is that of the run that was never interrupted."""
+    _, expected = told(broker)
+    seen = {(p.source.partition, p.source.offset) for p in broker.predictions}
+    assert seen == expected.keys()
+    for found in broker.predictions:
+        wanted = expected[found.source.partition, found.source.offset]
+        assert (found.model, found.status) == (wanted.model, wanted.status)
+        a, b = np.array(found.quantiles), np.array(wanted.quantiles)
+        scale = float(b[-1, -1] - b[-1, 0])
+        np.testing.assert_allclose(a, b, rtol=0, atol=CLOSE * scale, err_msg=str(found.source))
+
+
+def test_killed_again_and_again_the_answers_are_those_of_a_run_that_was_never_interrupted(
+    broker: Broker,
+) -> None:
+    """Three swaps, four lives; what was answered and not committed is answered again with the same numbers."""
+    cfg = config()
+    first = Worker(broker, cfg)
+    first.come_to(100)
+    first.serve(make_model("v1", 1))
+    first.come_to(300)
+    first.serve(make_model("v2", 2))
+    first.come_to(420)
+
+    second = Worker(broker, cfg)
+    second.life.target = Target(broker.models["v2"], "start")
+    second.come_to(500)
+    assert second.counted("forecaster_state_pages_total", event="read") > 0
+    second.serve(make_model("v3", 3))  # dies before anything after the swap is committed
+
+    third = Worker(broker, cfg)
+    third.life.target = Target(broker.models["v3"], "start")
+    third.come_to(800)
+    assert len(broker.swaps()[0]) == 3, "a swap that is on the log is not written again"
+
+    fourth = Worker(broker, cfg)
+    fourth.life.target = Target(broker.models["v3"], "start")
+    fourth.until(lambda: fourth.source.finished and fourth.ready)
+    fourth.turn()
+    assert len(broker.predictions) > len(broker.ticks), "something was answered twice"
+    agree(broker)
+
+    never, _ = told(broker)
+    for partition in (0, 1):
+        mine, theirs = (f.index.partitions[partition] for f in (fourth.fold, never))
+        assert list(mine) == list(theirs)
+        rows = [np.array([s.row for s in its.values()], np.int32) for its in (mine, theirs)]
+        for name, a, b in zip(Rows._fields, fourth.fold.read(rows[0]), never.read(rows[1]), strict=True):
+            if name in {"count", "base", "value", "scale", "dt_s", "week"}:
+                np.testing.assert_array_equal(a, b, err_msg=name)
+            else:
+                large = np.maximum(1.0, np.abs(np.nan_to_num(b.astype(np.float64))))
+                np.testing.assert_allclose(a / large, b / large, atol=CLOSE, err_msg=name)
+
+
+def test_pages_are_written_only_for_what_is_committed_and_only_while_ticks_come(broker: Broker) -> None:
+    worker = Worker(broker, config())
+    for _ in range(200):
+        worker.turn()
+        found = [pages.decode(r.value) for log in broker.state.values() for r in log if r.value]
+        for partition, log in broker.state.items():
+            for record in log:
+                page = pages.decode(record.value) if record.value else None
+                if isinstance(page, Page):
+                    assert page.offset <= broker.committed.get(partition, 0)
+        assert found or broker.committed == {}
+    worker.until(lambda: worker.source.finished)
+    for _ in range(100):
+        worker.turn()
+    settled = sum(map(len, broker.state.values()))
+    for _ in range(200):
+        worker.turn()
+    assert sum(map(len, broker.state.values())) == settled
+    assert worker.counted("forecaster_state_behind_messages") == 0
+
+
+def test_a_page_that_grows_too_large_is_split_and_the_pages_before_it_removed(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(broker, config())
+    worker.daemon.state._most_members = 2
+    worker.until(lambda: worker.source.finished)
+    for _ in range(400):
+        worker.turn()
+    kept = [p for data in broker.newest().values() if isinstance(p := pages.decode(data), Page)]
+    assert len({page.buckets for page in kept}) == 1
+    assert sorted(page.bucket for page in kept) == list(range(kept[0].buckets))
+    assert kept[0].buckets > 1
+    assert sum(len(page.members) for page in kept) == 4
+    assert any(r.value is None for r in broker.state[0])
+
+
+def test_swaps_and_loans_go_when_every_page_is_past_them(broker: Broker) -> None:
+    worker = Worker(broker, config())
+    worker.come_to(50)
+    worker.serve(make_model("v1", 1))
+    assert any(key.startswith(b"event/") for key in broker.newest())
+    worker.until(lambda: worker.source.finished)
+    for _ in range(200):
+        worker.turn()
+    assert not [key for key in broker.newest() if key.startswith(b"event/")]
+    assert [key for key in broker.newest() if key.startswith(b"loan/")] == [b"loan/0"]
+
+
+def newer(data: bytes) -> bytes:
+    return data[:4] + bytes([pages.SCHEMA + 1]) + data[5:]
+
+
+def damaged(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def changed(**fields: Any) -> Callable[[bytes], bytes]:
+    def change(data: bytes) -> bytes:
+        page = pages.decode(data)
+        assert isinstance(page, Page)
+        return pages.encode(
+            type(page)(**{name: getattr(page, name) for name in page.__struct_fields__} | fields)
+        )
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        (Refusal.NEWER, newer),
+        (Refusal.DAMAGED, damaged),
+        (Refusal.LAYOUT, changed(layout="another")),
+        (Refusal.FOREIGN, changed(source="others:ticks")),
+        (Refusal.AHEAD, changed(offset=10**9)),
+    ],
+)
+def test_pages_that_cannot_be_used_are_counted_and_their_series_rebuilt_from_the_log(
+    broker: Broker, reason: Refusal, change: Callable[[bytes], bytes]
+) -> None:
+    first = Worker(broker, config())
+    first.come_to(700)
+    broker.spoil(change)
+    second = Worker(broker, config())
+    second.until(lambda: second.ready)
+    assert second.counted("forecaster_state_refused_total", reason=reason.value) >= 1
+    assert second.counted("forecaster_state_pages_total", event="read") > 0, "of the other partition"
+    committed = broker.committed[0]
+    assert {s.name for s in second.fold.index.partitions[0].values()} == {
+        json.loads(r.value or b"")["series"]
+        for r in broker.ticks
+        if r.partition == 0 and committed - 500 <= r.offset < committed
+    }
+    second.until(lambda: second.source.finished)
+    second.turn()
+    seen = {(p.source.partition, p.source.offset) for p in broker.predictions}
+    assert len(seen) == len(broker.ticks)
+
+
+def test_a_model_that_is_gone_is_counted_and_what_serves_takes_its_place(broker: Broker) -> None:
+    first = Worker(broker, config())
+    first.come_to(50)
+    first.serve(make_model("v1", 1))
+    first.come_to(700)
+    del broker.models["v1"]
+    broker.models["v2"] = make_model("v2", 2)
+    broker.serving = "v2"
+    second = Worker(broker, config())
+    second.until(lambda: second.ready)
+    assert second.counted("forecaster_state_models_missing_total") >= 1
+    assert second.fold.version(0) == "v2"
+    second.come_to(900)
+    assert broker.predictions[-1].model == "v2"
