@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import CorruptRecordError, KafkaError, UnsupportedCodecError
+from kafka.errors import CorruptRecordError, KafkaError, KafkaTimeoutError, UnsupportedCodecError
 
 from forecaster.shell.kafka.client import connect, reader_settings
 from forecaster.shell.kafka.spec import KafkaSpec
@@ -80,11 +80,13 @@ def _readable(spec: KafkaSpec, partition: TopicPartition, offset: int) -> bool:
         consumer.assign([partition])
         consumer.seek(partition, offset)
         try:
-            consumer.poll(timeout_ms=_PROBE_TIMEOUT_MS, max_records=1)
+            found = consumer.poll(timeout_ms=_PROBE_TIMEOUT_MS, max_records=1)
         except Exception as error:  # whatever a decoder raises
             if culprit(consumer, error) is None:
                 raise
             return False
+        if not found and consumer.position(partition) == offset:  # markers alone give no record, yet move on
+            raise KafkaTimeoutError(f"no answer for offset {offset} within {_PROBE_TIMEOUT_MS} ms")
         return True
 
     return _ask(spec, probe)
