@@ -86,10 +86,12 @@ def main() -> int:
         prog="python -m tests.faults", description="What is unknown here is for pytest, as `-k word`."
     )
     parser.add_argument("--seeds", type=int, default=2, help="how many")
+    parser.add_argument("--first", type=int, default=1, help="of the seeds, which are consecutive")
     parser.add_argument("--kills", type=int, default=50, help="at random moments, for each promise and seed")
     parser.add_argument("--storms", type=int, default=6, help="joins and leaves, for each promise and seed")
     parser.add_argument("--add", action="store_true", help="to the results of earlier runs")
     given, more = parser.parse_known_args()
+    seeds = range(given.first, given.first + given.seeds)
     results = Results()
     began_s = time.monotonic()
     code = pytest.main(
@@ -97,7 +99,7 @@ def main() -> int:
             "tests/faults",
             *sorted({test for fault in FAULTS.values() for test in fault.elsewhere}),
             "--catalogue",
-            *(f"--fault-seed={seed}" for seed in range(1, given.seeds + 1)),
+            *(f"--fault-seed={seed}" for seed in seeds),
             f"--kills={given.kills}",
             f"--storms={given.storms}",
             "--timeout=3600",
@@ -105,7 +107,7 @@ def main() -> int:
         ],
         plugins=[results],
     )
-    results.runs.append(_run(given.seeds, time.monotonic() - began_s, more))
+    results.runs.append(_run(seeds, time.monotonic() - began_s, more))
     KEPT.parent.mkdir(exist_ok=True)
     if given.add and KEPT.exists():
         results.add(json.loads(KEPT.read_text()))
@@ -114,13 +116,13 @@ def main() -> int:
     return int(code)
 
 
-def _run(seeds: int, seconds: float, more: list[str]) -> str:
+def _run(seeds: range, seconds: float, more: list[str]) -> str:
     command = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     only = f" ({' '.join(more)})" if more else ""
     return (
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit or 'unknown'}, {os.cpu_count()} cores, Python"
-        f" {platform.python_version()}, seeds 1 to {seeds}, {seconds:.0f} s{only}"
+        f" {platform.python_version()}, seeds {seeds[0]} to {seeds[-1]}, {seconds:.0f} s{only}"
     )
 
 
