@@ -24,7 +24,7 @@ from forecaster.core import features
 NAMES = ("network", "last_value", "fast_mean", "slow_mean", "holt", "drift", "seasonal", "linear")
 COUNT = len(NAMES)
 NETWORK = 0
-PRIOR = np.log(np.array([0.9, 0.04, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01], np.float32))
+PRIOR = np.log(np.array([0.9, 0.07, 0.005, 0.005, 0.005, 0.005, 0.005, 0.005], np.float32))
 LINES = 5  # numbers an origin: fast mean, slow mean, Holt's level and slope, drift
 CURVES = 3  # numbers a step ahead: network, seasonal, linear
 FAST, SLOW = 0, 2  # which of features.MEANS
@@ -33,7 +33,7 @@ DRIFT_STEPS = 48
 FORGET = 0.002  # of regrets, at each settled forecast
 BORROW = 0.5  # share of a regret that is the mean over all steps ahead
 RATE, RATE_LIMIT = 1.5, 0.2  # of learning
-ERROR_RATE = 0.01  # at which an expert's mean absolute error follows
+ERROR_RATE = 0.004  # at which an expert's mean absolute error follows
 FAR = 25.0  # scales; an outcome farther off is remembered as that far: a scale may have been far too small
 
 HOLT_LEVEL, HOLT_SLOPE, DAMPING = 0.5, 0.05, 0.9  # Gardner & McKenzie 1985: a damped trend
@@ -105,10 +105,13 @@ def _rate(square: Array) -> Array:
     return jnp.minimum(RATE_LIMIT, jnp.sqrt(RATE**2 / (square + 0.2)))
 
 
-def woken(blend: Blend, speaks: Bool[Array, " batch"]) -> Blend:
-    """Without regrets where the network speaks and has never been judged: they were those of a mix without it."""
-    judged = (blend.square[NETWORK] > 0).any(0)
-    fresh = speaks & ~judged
+def first_words(blend: Blend, speaks: Bool[Array, " batch"]) -> Bool[Array, " batch"]:
+    """Where the network speaks and has never been judged: what was learned was learned of a mix without it."""
+    return speaks & ~(blend.square[NETWORK] > 0).any(0)
+
+
+def unbiased(blend: Blend, fresh: Bool[Array, " batch"]) -> Blend:
+    """Without regrets where `fresh`."""
     return blend._replace(
         regret=jnp.where(fresh, 0.0, blend.regret), square=jnp.where(fresh, 0.0, blend.square)
     )

@@ -80,6 +80,17 @@ def test_a_round_without_a_step_leaves_its_row_alone() -> None:
     assert float(scores.count[0]) == count == 4.0
 
 
+def test_what_was_corrected_without_a_network_is_forgotten_at_its_first_word() -> None:
+    fold = make_fold()
+    play(fold, walk("s", 60, 1))
+    assert np.asarray(fold.rows.offset[0]).any()
+    fold.swap(make_model())
+    play(fold, walk("s", 61, 1)[60:], first=60)
+    assert not np.asarray(fold.rows.offset[0]).any()
+    play(fold, walk("s", 65, 1)[61:], first=61)
+    assert np.asarray(fold.rows.offset[0]).any()
+
+
 def test_a_loan_is_the_mean_of_what_the_grown_up_know() -> None:
     fold = grown(MATURE + 5)
     play(fold, walk("young", MATURE - 5, 9), first=1000)

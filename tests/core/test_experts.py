@@ -106,7 +106,9 @@ def test_a_network_that_wakes_is_not_held_against_what_came_before_it() -> None:
     """Regrets start anew where it speaks for the first time; they stay where it sleeps, or has been judged."""
     earned = jnp.ones((COUNT, HORIZON, 3)).at[experts.NETWORK, :, :2].set(0.0)
     before = Blend(jnp.ones_like(earned), earned, earned)
-    after = experts.woken(before, speaks=jnp.asarray([True, False, True]))
+    fresh = experts.first_words(before, speaks=jnp.asarray([True, False, True]))
+    assert fresh.tolist() == [True, False, False]
+    after = experts.unbiased(before, fresh)
     np.testing.assert_array_equal(after.error, before.error)
     for kept, was in ((after.regret, before.regret), (after.square, before.square)):
         assert not kept[..., 0].any()
