@@ -34,8 +34,9 @@ QUICK: Any = {
 PART = 512  # steps that are looked at while the device works on the next ones
 PLANT = 64  # newborn series a batch
 REWARM = 64  # series whose carry is warmed up at once
-SHAPES = Shape(256, 1, 800, 2400), Shape(32, 16, 500, 500), Shape(1, 128, 500, 36)
+SHAPES = Shape(128, 1, 300, 1060), Shape(8, 32, 460, 95), Shape(1, 128, 320, 25)
 """Of the programs that take steps in: wide for many series, deep for few (small batches, too), deeper for one."""
+COPIED = 32  # rows that are copied out or put back at once
 LENDERS = 512  # series of a partition that a newborn borrows from
 LOAN_EVERY = 2048  # offsets after which a partition's loan is made anew
 MOST_LENT = 256  # loans that are kept for whoever writes them down
@@ -129,7 +130,6 @@ class Fold:
         """Batches run in programs of these `shapes`, one of which has rounds."""
         self.spec, self.grid, self.same_time = spec, grid, same_time
         self._shapes = tuple(shapes)
-        self._lanes = max(shape.lanes for shape in shapes if shape.rounds > 1)  # in which rows are copied
         self.index = Index(series)
         self.rows = table.empty(fold.layout(spec), series.max_series)
         self.swaps = 0
@@ -380,7 +380,7 @@ class Fold:
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
         """Rows by their numbers, in host memory; a list in the order of the columns."""
         parts = [
-            [np.asarray(column)[: len(some)] for column in self._program("take", self._lanes)(self.rows, idx)]
+            [np.asarray(column)[: len(some)] for column in self._program("take", COPIED)(self.rows, idx)]
             for some, idx in self._parts(rows)
         ]
         if not parts:
@@ -398,10 +398,10 @@ class Fold:
         """Take over series that were just allotted, with the contents of their rows."""
         rows, done = np.array([one.row for one in series], np.int32), 0
         for some, idx in self._parts(rows):
-            padded = [np.zeros((self._lanes, *column.shape[1:]), column.dtype) for column in columns]
+            padded = [np.zeros((COPIED, *column.shape[1:]), column.dtype) for column in columns]
             for room, column in zip(padded, columns, strict=True):
                 room[: len(some)] = column[done : done + len(some)]
-            self.rows = self._program("put", self._lanes)(self.rows, idx, Rows(*map(jnp.asarray, padded)))
+            self.rows = self._program("put", COPIED)(self.rows, idx, Rows(*map(jnp.asarray, padded)))
             done += len(some)
         self._carry_of[rows] = [self._number(version) for version in carries]
         for one in series:
@@ -419,9 +419,9 @@ class Fold:
             replay.advance(self.index, partition, replay.until)
 
     def _parts(self, rows: np.ndarray) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, len(rows), self._lanes):
-            some = rows[start : start + self._lanes]
-            yield some, self._padded(some, self._lanes)
+        for start in range(0, len(rows), COPIED):
+            some = rows[start : start + COPIED]
+            yield some, self._padded(some, COPIED)
 
     # ------------------------------------------------------------------ programs
 
@@ -432,7 +432,9 @@ class Fold:
     def programs(self, spec: ModelSpec, each: Callable[..., Iterable[Any]] = map) -> Programs:
         """All programs for networks of this spec on a table like ours; reads shapes only, so safe beside the loop."""
         sizes = [(name, shape.lanes) for shape in self._shapes for name in _names(shape)]
-        wanted = [*sizes, ("take", self._lanes), *_PROGRAMS]
+        wanted = list(
+            dict.fromkeys([*sizes, *_PROGRAMS])
+        )  # one that has rounds may be as wide as what is copied
         made = each(lambda key: self._compiled(spec, *key), wanted)
         return dict(zip(wanted, made, strict=True))
 
@@ -514,6 +516,8 @@ _PROGRAMS = (
     ("set_carry", REWARM),
     ("lend", LENDERS),
     ("plant", PLANT),
+    ("take", COPIED),
+    ("put", COPIED),
 )
 """Those beside the steps, the longest to compile first."""
 

@@ -14,12 +14,13 @@ from jax import monitoring
 
 from forecaster.core import advance, features, model
 from forecaster.core.advance import COLD, FALLBACK, OK, WARMING
-from forecaster.core.fold import _PROGRAMS, LOAN_EVERY, Issued
+from forecaster.core.fold import _PROGRAMS, LOAN_EVERY, Issued, _names
 from forecaster.core.grid import GridSpec
 from forecaster.core.score import CAP, TIE
 from forecaster.core.tick import Outcome, Tick
 from tests.folds import (
     ROWS,
+    SHAPES,
     SPEC,
     START_S,
     broken,
@@ -520,7 +521,7 @@ def test_nothing_compiles_after_compile_over_a_messy_replay_with_two_swaps() -> 
     fold = make_fold(idle_s=500.0, same_time="keep")
     models = [make_model("v1"), make_model("v2", 2, periods=(7, 5))]
     for key in (
-        *((name, fold._lanes) for name in ("rounds", "put", "take")),
+        *((name, shape.lanes) for shape in SHAPES for name in _names(shape)),
         *_PROGRAMS,
     ):  # what `compile` makes; shared
         fold._program(*key)
