@@ -23,7 +23,7 @@ from forecaster.demo.broker import LOOPBACK, SESSION_TIMEOUT_S, Broker, free_por
 from forecaster.demo.figures import Figures
 from forecaster.demo.processes import Child
 from forecaster.demo.simulate import PRICES, SENSORS
-from forecaster.demo.ticks import DEFAULT_RATE, read_csv
+from forecaster.demo.ticks import DEFAULT_RATE, PLAY, read_csv
 from forecaster.demo.view import Stages, State, line, screen
 from forecaster.errors import ForecasterError
 from forecaster.shell.kafka.admin import Admin
@@ -80,7 +80,7 @@ class Demo:
         self._source = self._start_source()
         ticks = self._await_history()
         self._reach("history")
-        self._say(f"the log holds {ticks:,} ticks of history; from now on {self._arguments.rate:g} a second")
+        self._say(f"the log holds {ticks:,} ticks of history")
         self.state.stages.daemon_started(time.monotonic())
         self._daemon = self._start_daemon()
         self._follower = Follower(self._kafka, {self._topics.predictions: "beginning"})
@@ -165,8 +165,11 @@ class Demo:
         newest = [scores.newest for scores in state.series.values()]
         if state.figures.ready:
             self._reach("ready")
-        if newest:  # of any series
+        if newest and "first forecast" not in state.stages.reached:  # of any series
             self._reach("first forecast")
+            self._source.signal(
+                PLAY
+            )  # not earlier: a short file would be over before there is anything to see
         if any(prediction and prediction.model and prediction.status == "ok" for prediction in newest):
             self._reach("first trained network")
 

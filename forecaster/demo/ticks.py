@@ -1,4 +1,4 @@
-"""The source process: fills the log with history at once, then sends ticks at a steady rate.
+"""The source process: fills the log with history at once, and from SIGUSR1 on sends ticks at a steady rate.
 
     python -m forecaster.demo.ticks --bootstrap HOST:PORT [--rate N] [--data FILE.csv] [--seed N]
 
@@ -29,6 +29,7 @@ HISTORY = 36_000  # ticks: a month of each simulated series
 FILE_HISTORY_SHARE = 0.5  # of a file, and never more than HISTORY
 SLICE_S = 0.02  # ticks are sent in bunches, so that waiting costs nothing
 FLUSH_S = 30.0
+PLAY = signal.SIGUSR1  # from here on at a steady rate
 
 
 def read_csv(path: Path) -> list[Sample]:
@@ -109,10 +110,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _leave)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {PLAY})  # waits for us to ask for it
     samples, history = _stream(arguments.data, arguments.seed)
     feed = Feed(arguments.bootstrap)
     feed.fill(islice(samples, history))
     _tell("history", feed.sent)
+    signal.sigwaitinfo({PLAY})
     feed.play(samples, arguments.rate)
     _tell("end", feed.sent)
     feed.close()

@@ -17,6 +17,7 @@ from forecaster.shell.prediction import Prediction
 
 CURVES_WIDTH = 122  # columns from which on there is room for curves
 EDGES_WIDTH = 160  # and for both edges of the bands
+NAME_WIDTH = 16
 HEADER_LINES = 12  # above and below the rows of the table
 NUMBERS_WIDTH, MORE_FOR_EDGES = 98, 24  # columns that a table with curves needs for all but them
 BARS = "▁▂▃▄▅▆▇█"
@@ -199,7 +200,7 @@ def _table(rows: Iterable[tuple[str, SeriesScores]], width: int) -> Table:
     curve_width = width - NUMBERS_WIDTH - MORE_FOR_EDGES * edges if curves else 0
     table = Table(box=None, header_style="bold", padding=(0, 0, 0, 2 if curves else 1))
     table.add_column("")
-    table.add_column("series", no_wrap=True, overflow="ellipsis", max_width=16)
+    table.add_column("series", no_wrap=True)
     if curves:
         table.add_column("lately, and the forecast", no_wrap=True)
     band = ", 80 % band" if curves else ""
@@ -219,7 +220,7 @@ def _cells(
 ) -> list[RenderableType]:
     places = _decimals(scores.bands[-1], newest.last)
     return [
-        series,
+        _short(series),
         *([_curve(scores, curve_width)] if curve_width else []),
         Text(_number(newest.last, places), style="bold"),
         _band(scores.bands[0], places, edges=edges),
@@ -227,6 +228,14 @@ def _cells(
         Text(_share(scores.coverage), style=_coverage_style(scores.coverage)),
         Text(_skill(scores.skill), style=_skill_style(scores.skill)),
     ]
+
+
+def _short(name: str) -> str:
+    """Cut in the middle: names of one kind begin alike, and often end with a number."""
+    if len(name) <= NAME_WIDTH:
+        return name
+    end = NAME_WIDTH // 2
+    return f"{name[: NAME_WIDTH - end - 1]}…{name[-end:]}"
 
 
 def _legend() -> Text:

@@ -40,6 +40,14 @@ def test_what_does_not_fit_is_counted() -> None:
     assert f"{60 - shown} more series" in lines
 
 
+def test_long_names_that_begin_alike_are_told_apart() -> None:
+    shown = State("a test", Figures("http://none"), Stages(0.0))
+    for number in (1, 2):
+        shown.add(prediction(f"ec2_cpu_utilization_{number}", 0, 10.0, 10.0 + QUANTILES))
+    rows = [text for text in drawn(shown, 100, 24) if "ec2_cpu" in text]
+    assert [row.split()[1] for row in rows] == ["ec2_cpu…zation_1", "ec2_cpu…zation_2"]
+
+
 @pytest.mark.parametrize("scale", [1e-9, 1e-5, 1.0, 1e6])
 def test_numbers_of_any_size_keep_value_and_band_apart(scale: float) -> None:
     row = next(text for text in drawn(state(1, scale), 160, 24) if "series-" in text)

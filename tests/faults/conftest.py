@@ -14,8 +14,8 @@ MARKS = (
     pytest.mark.broker,
     pytest.mark.process,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
 )
+TIMEOUT_S = 600  # in continuous integration; the whole catalogue has its own, which a mark would outrank
 
 MakeRig = Callable[..., Rig]
 BOTH = pytest.mark.parametrize(
@@ -28,7 +28,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark the tests of this directory; leave those of the whole catalogue out where it was not asked for."""
     ours = [item for item in items if HERE in item.path.parents]
     for item in ours:
-        for mark in MARKS:
+        marks = MARKS if config.getoption("--catalogue") else (*MARKS, pytest.mark.timeout(TIMEOUT_S))
+        for mark in marks:
             item.add_marker(mark)
     if not config.getoption("--catalogue"):
         left_out = [item for item in ours if item.get_closest_marker("catalogue")]
