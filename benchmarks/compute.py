@@ -21,8 +21,8 @@ from forecaster.core import advance as fold
 from forecaster.core import table
 from forecaster.core.advance import Serving, Steps
 from forecaster.core.features import SEASONS
-from forecaster.core.fold import QUICK, SHAPES
 from forecaster.core.model import ModelSpec, init
+from forecaster.core.programs import QUICK, SHAPES
 from forecaster.core.table import Index, SeriesSpec
 
 BATCH, LARGE_BATCH = 512, 4096

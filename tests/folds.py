@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from forecaster.core import features, model
+from forecaster.core.batch import Issued
 from forecaster.core.calls import Shape
-from forecaster.core.fold import Fold, Issued
+from forecaster.core.fold import Fold
 from forecaster.core.grid import GridSpec
 from forecaster.core.model import Card, Model, ModelSpec
 from forecaster.core.table import SeriesSpec

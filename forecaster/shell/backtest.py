@@ -19,7 +19,8 @@ from jax import Array
 
 from forecaster.config import Config
 from forecaster.core import experts, table
-from forecaster.core.fold import Fold, Issued
+from forecaster.core.batch import Issued
+from forecaster.core.fold import Fold
 from forecaster.core.model import Model
 from forecaster.core.promote import Decision, Retrained, retrain
 from forecaster.core.train import Failure, Progress

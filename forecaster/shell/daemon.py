@@ -21,7 +21,8 @@ import structlog
 
 from forecaster.config import Config, shown
 from forecaster.core.advance import STATUSES
-from forecaster.core.fold import Fold, Issued
+from forecaster.core.batch import Issued
+from forecaster.core.fold import Fold
 from forecaster.core.tick import Outcome
 from forecaster.shell import log
 from forecaster.shell.assignment import Assignment

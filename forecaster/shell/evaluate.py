@@ -16,7 +16,7 @@ import orjson
 
 from forecaster.config import Config
 from forecaster.core.advance import STATUSES
-from forecaster.core.fold import Issued
+from forecaster.core.batch import Issued
 from forecaster.core.train import Progress
 from forecaster.errors import DataError
 from forecaster.shell.backtest import Part, Verdict, backtest

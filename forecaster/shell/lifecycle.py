@@ -9,8 +9,10 @@ import threading
 import structlog
 
 from forecaster.config import Config
-from forecaster.core.fold import Fold, Issued, Programs
+from forecaster.core.batch import Issued
+from forecaster.core.fold import Fold
 from forecaster.core.model import Model
+from forecaster.core.programs import Programs
 from forecaster.shell.metrics import Metrics, Phase, compiling
 from forecaster.shell.models import ModelsFollower, NowServing, Refused
 from forecaster.shell.models.convert import from_stored

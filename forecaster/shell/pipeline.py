@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from forecaster.core.advance import STATUSES
-from forecaster.core.fold import Fold, Issued, joined
+from forecaster.core.batch import Issued, joined
+from forecaster.core.fold import Fold
 from forecaster.core.grid import GridSpec
 from forecaster.core.tick import Outcome, Reason, Reject, Tick, TickSpec, make_decoder
 from forecaster.shell.kafka import Record

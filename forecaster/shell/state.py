@@ -17,9 +17,10 @@ from pydantic import Field
 
 from forecaster.core import pages, snapshot
 from forecaster.core.advance import Loan
-from forecaster.core.fold import LOAN_EVERY, Fold, Programs
+from forecaster.core.fold import LOAN_EVERY, Fold
 from forecaster.core.model import Model
 from forecaster.core.pages import PAGE_BYTES, Swap
+from forecaster.core.programs import Programs
 from forecaster.core.spec import Spec
 from forecaster.core.table import SLOTS
 from forecaster.shell.kafka import Record

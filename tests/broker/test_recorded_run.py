@@ -11,7 +11,7 @@ import pytest
 from kafka import KafkaProducer
 
 from forecaster.config import Config, load
-from forecaster.core.fold import Issued
+from forecaster.core.batch import Issued
 from forecaster.core.model import Model
 from forecaster.shell.backtest import Part, backtest
 from forecaster.shell.kafka import Record

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from forecaster.core.calls import Call, plan
-from forecaster.core.fold import SHAPES
+from forecaster.core.programs import SHAPES
 
 WIDE, _, ALONE = SHAPES
 

@@ -14,8 +14,10 @@ from jax import monitoring
 
 from forecaster.core import advance, features, model
 from forecaster.core.advance import COLD, FALLBACK, OK, WARMING
-from forecaster.core.fold import _PROGRAMS, LOAN_EVERY, Issued, _names
+from forecaster.core.batch import Issued
+from forecaster.core.fold import LOAN_EVERY
 from forecaster.core.grid import GridSpec
+from forecaster.core.programs import needed
 from forecaster.core.score import CAP, TIE
 from forecaster.core.tick import Outcome, Tick
 from tests.folds import (
@@ -520,10 +522,7 @@ def test_nothing_compiles_after_compile_over_a_messy_replay_with_two_swaps() -> 
     rng = random.Random(1)
     fold = make_fold(idle_s=500.0, same_time="keep")
     models = [make_model("v1"), make_model("v2", 2, periods=(7, 5))]
-    for key in (
-        *((name, shape.lanes) for shape in SHAPES for name in _names(shape)),
-        *_PROGRAMS,
-    ):  # what `compile` makes; shared
+    for key in needed(SHAPES):  # what `compile` makes; shared
         fold._program(*key)
     with compiles() as proof:
         jnp.arange(rng.randrange(10**6, 10**7)).sum().block_until_ready()

@@ -10,8 +10,9 @@ import pytest
 
 from forecaster.core import pages, snapshot
 from forecaster.core.advance import Loan
+from forecaster.core.batch import Issued
 from forecaster.core.calls import Shape
-from forecaster.core.fold import LOAN_EVERY, Fold, Issued
+from forecaster.core.fold import LOAN_EVERY, Fold
 from forecaster.core.grid import GridSpec
 from forecaster.core.model import Model
 from forecaster.core.pages import Page, Replay

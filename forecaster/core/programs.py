@@ -1,0 +1,105 @@
+"""The compiled programs of the fold: which there are, in which sizes, and how each is made.
+
+A program that reads the table and one that writes it are two: where both are one, XLA copies the table (decision 3).
+Sizes are fixed, so nothing compiles once all that are `needed` are there.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from forecaster.core import advance, table
+from forecaster.core.advance import Serving, Steps
+from forecaster.core.calls import Shape
+from forecaster.core.model import Model, ModelSpec, untrained
+
+# Compiles a quarter faster than the default, and runs as fast.
+QUICK: Any = {"xla_backend_optimization_level": 1}
+SHAPES = Shape(128, 1, 300, 1060), Shape(8, 32, 460, 95), Shape(1, 128, 320, 25)
+"""Of the programs that take steps in: wide for many series, deep for few (small batches, too), deeper for one."""
+PLANT = 64  # newborn series a batch
+REWARM = 64  # series whose carry is warmed up at once
+COPIED = 32  # rows that are copied out or put back at once
+LENDERS = 512  # series of a partition that a newborn borrows from
+
+Key = tuple[str, int]
+"""Name and size."""
+Programs = dict[Key, Any]
+BESIDE: tuple[Key, ...] = (
+    ("rewarm", REWARM),
+    ("set_carry", REWARM),
+    ("lend", LENDERS),
+    ("plant", PLANT),
+    ("take", COPIED),
+    ("put", COPIED),
+)
+"""Those beside the steps, the longest to compile first."""
+
+
+def needed(shapes: Sequence[Shape]) -> list[Key]:
+    """Every program of a fold with these shapes, once: one that has rounds may be as wide as what is copied."""
+    steps = [(name, shape.lanes) for shape in shapes for name in _names(shape)]
+    return list(dict.fromkeys([*steps, *BESIDE]))
+
+
+def _names(shape: Shape) -> tuple[str, str]:
+    """The program that computes, and the one that writes."""
+    return ("advance", "write") if shape.rounds == 1 else ("rounds", "put")
+
+
+def compiled(spec: ModelSpec, table_rows: int, shapes: Sequence[Shape], key: Key) -> Any:
+    """A program for networks of this spec on a table of so many rows."""
+    function, writes, arguments = _source(spec, table_rows, shapes, key)
+    return jax.jit(function, donate_argnums=0 if writes else ()).lower(*arguments).compile(QUICK)
+
+
+def serving_of(model: Model) -> Serving:
+    """What the programs are told of a model."""
+    params = {name: jnp.asarray(p, jnp.float32) for name, p in model.params.items()}
+    return Serving(params, jnp.asarray(model.periods, jnp.int32), jnp.asarray(bool(model.version)))
+
+
+def _source(
+    spec: ModelSpec, table_rows: int, shapes: Sequence[Shape], key: Key
+) -> tuple[Callable[..., Any], bool, tuple[Any, ...]]:
+    """A program: the function, whether it writes its first argument (the table), and its arguments' shapes."""
+    name, size = key
+
+    def like(tree: Any, *lead: int) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), tree)
+
+    def result(function: Callable[..., Any], *arguments: Any) -> Any:
+        return jax.eval_shape(function, *arguments)
+
+    rows = result(lambda: table.empty(advance.layout(spec), table_rows))
+    serving = result(lambda: serving_of(untrained(spec)))
+    kinds = jnp.int32, jnp.float32, jnp.bool_
+    idx, real, flag = (result(partial(jnp.zeros, size, kind)) for kind in kinds)
+    number = result(partial(jnp.zeros, (), jnp.int32))
+    steps = Steps(real, real, real, flag, flag)
+    step, rewarm = partial(advance.advance, spec), partial(advance.rewarm, spec)
+    rounds, lend = partial(advance.advance_rounds, spec), partial(advance.lend, spec)
+    match name:
+        case "advance":
+            program = step, False, (serving, rows, idx, steps)
+        case "write":
+            program = table.write, True, (rows, idx, result(step, serving, rows, idx, steps)[0])
+        case "rounds":
+            most = next(shape.rounds for shape in shapes if shape.lanes == size)
+            program = rounds, False, (serving, rows, idx, like(steps, most), number)
+        case "put":
+            program = table.put, True, (rows, idx, result(table.take, rows, idx))
+        case "take":
+            program = table.take, False, (rows, idx)
+        case "rewarm":
+            program = rewarm, False, (serving, rows, idx)
+        case "set_carry":
+            program = advance.set_carry, True, (rows, idx, result(rewarm, serving, rows, idx))
+        case "lend":
+            program = lend, False, (rows, idx, flag)
+        case _:
+            program = advance.plant, True, (rows, idx, real, like(result(lend, rows, idx, flag), size))
+    return program
