@@ -167,9 +167,8 @@ class Demo:
             self._reach("ready")
         if newest and "first forecast" not in state.stages.reached:  # of any series
             self._reach("first forecast")
-            self._source.signal(
-                PLAY
-            )  # not earlier: a short file would be over before there is anything to see
+            # Not earlier: a short file would be over before there is anything to see.
+            self._source.signal(PLAY)
         if any(prediction and prediction.model and prediction.status == "ok" for prediction in newest):
             self._reach("first trained network")
 

@@ -12,6 +12,7 @@ import csv
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -110,12 +111,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _leave)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {PLAY})  # waits for us to ask for it
+    asked = threading.Event()
+    signal.signal(PLAY, lambda *_: asked.set())
     samples, history = _stream(arguments.data, arguments.seed)
     feed = Feed(arguments.bootstrap)
     feed.fill(islice(samples, history))
     _tell("history", feed.sent)
-    signal.sigwaitinfo({PLAY})
+    asked.wait()
     feed.play(samples, arguments.rate)
     _tell("end", feed.sent)
     feed.close()

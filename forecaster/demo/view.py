@@ -200,7 +200,7 @@ def _table(rows: Iterable[tuple[str, SeriesScores]], width: int) -> Table:
     curve_width = width - NUMBERS_WIDTH - MORE_FOR_EDGES * edges if curves else 0
     table = Table(box=None, header_style="bold", padding=(0, 0, 0, 2 if curves else 1))
     table.add_column("")
-    table.add_column("series", no_wrap=True)
+    table.add_column("series", no_wrap=True, overflow="ellipsis", max_width=NAME_WIDTH)
     if curves:
         table.add_column("lately, and the forecast", no_wrap=True)
     band = ", 80 % band" if curves else ""
