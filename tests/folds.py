@@ -104,6 +104,20 @@ def same_forecasts(one: Iterable[Issued], other: Iterable[Issued], rtol: float =
         np.testing.assert_allclose(quantiles, theirs[place], rtol=rtol, err_msg=str(place))
 
 
+WINDOW = {"count", "base", "value", "trace"}
+CLOSE = 1e-5
+"""Of a series' scale, or of a number's size: what is left open by programs of other batch sizes."""
+
+
+def same_column(name: str, one: np.ndarray, other: np.ndarray) -> None:
+    """A column of rows: bit for bit where it is of a window, else within CLOSE of the size of its numbers."""
+    if name in WINDOW:
+        np.testing.assert_array_equal(one, other, err_msg=name)
+    else:
+        large = np.maximum(1.0, np.abs(np.nan_to_num(one.astype(np.float64))))
+        np.testing.assert_allclose(one / large, other / large, rtol=0, atol=CLOSE, err_msg=name)
+
+
 def row_of(fold: Fold, name: str, partition: int = 0) -> int:
     """The row of a series."""
     return fold.index.partitions[partition][name].row

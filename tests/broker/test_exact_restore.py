@@ -26,13 +26,11 @@ from forecaster.shell.models.convert import to_stored
 from forecaster.shell.signals import Signals
 from forecaster.shell.training import Training
 from tests.broker.workers import fresh_topics, spec_for, until
-from tests.folds import ROWS, SPEC, START_S, make_fold, make_model
+from tests.folds import ROWS, SPEC, START_S, make_fold, make_model, same_column
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
-CLOSE = 1e-5
 ONE = [Shape(ROWS, 8, 1, 1)]
-WINDOW = {"count", "base", "value", "trace"}
 PARTITIONS, SERIES, STRETCH = (0, 1), 3, 80  # series and ticks of a partition
 
 
@@ -117,11 +115,7 @@ def same(steady: Line, killed: Line) -> None:
         rows = [np.array([s.row for s in its.values()], np.int32) for its in (mine, theirs)]
         assert one.carries(rows[0]) == other.carries(rows[1])
         for name, a, b in zip(Rows._fields, one.read(rows[0]), other.read(rows[1]), strict=True):
-            if name in WINDOW:
-                np.testing.assert_array_equal(a, b, err_msg=name)
-            else:
-                large = np.maximum(1.0, np.abs(np.nan_to_num(a.astype(np.float64))))
-                np.testing.assert_allclose(a / large, b / large, rtol=0, atol=CLOSE, err_msg=name)
+            same_column(name, a, b)
 
 
 def test_workers_that_are_killed_come_to_the_state_of_one_that_never_was(lines: tuple[Line, Line]) -> None:

@@ -18,10 +18,7 @@ from forecaster.core.model import Model
 from forecaster.core.pages import Page, Replay
 from forecaster.core.table import KINDS, Rows, Series
 from forecaster.core.tick import Tick
-from tests.folds import ROWS, START_S, by_source, make_fold, make_model, walk
-
-CLOSE = 1e-5
-"""Of a series' scale: what is left open by programs of other batch sizes."""
+from tests.folds import CLOSE, ROWS, START_S, by_source, make_fold, make_model, same_column, walk
 
 
 class Swap(NamedTuple):
@@ -103,12 +100,7 @@ def same(one: Fold, other: Fold) -> None:
         assert host(a) == host(b)
     count = one.read(rows[0])[0]
     for name, *columns in zip(Rows._fields, one.read(rows[0]), other.read(rows[1]), strict=True):
-        a, b = (written(name, column, count) for column in columns)
-        if name in {"count", "base", "value", "trace"}:
-            np.testing.assert_array_equal(a, b, err_msg=name)
-        else:
-            large = np.maximum(1.0, np.abs(np.nan_to_num(a.astype(np.float64))))
-            np.testing.assert_allclose(a / large, b / large, atol=CLOSE, err_msg=name)
+        same_column(name, *(written(name, column, count) for column in columns))
 
 
 def written(name: str, column: np.ndarray, count: np.ndarray) -> np.ndarray:

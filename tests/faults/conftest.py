@@ -28,10 +28,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark the tests of this directory; leave those of the whole catalogue out where it was not asked for."""
     ours = [item for item in items if HERE in item.path.parents]
     for item in ours:
-        marks = MARKS if config.getoption("--catalogue") else (*MARKS, pytest.mark.timeout(TIMEOUT_S))
-        for mark in marks:
+        for mark in MARKS:
             item.add_marker(mark)
     if not config.getoption("--catalogue"):
+        for item in ours:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
         left_out = [item for item in ours if item.get_closest_marker("catalogue")]
         items[:] = [item for item in items if item not in left_out]
         if left_out:

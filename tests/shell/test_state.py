@@ -39,10 +39,9 @@ from forecaster.shell.prediction import Prediction, decode
 from forecaster.shell.replay import ListSink, ListSource, Message
 from forecaster.shell.signals import Signals
 from forecaster.shell.state import StateTopic, Target
-from tests.folds import ROWS, SPEC, START_S, make_fold, make_model
+from tests.folds import CLOSE, ROWS, SPEC, START_S, make_fold, make_model, same_column
 
 pytestmark = pytest.mark.slow
-CLOSE = 1e-5
 TURN_S = 0.1
 ONE = [Shape(ROWS, 8, 1, 1)]  # all batches run in one program
 
@@ -330,11 +329,7 @@ def test_killed_again_and_again_the_answers_are_those_of_a_run_that_was_never_in
         assert list(mine) == list(theirs)
         rows = [np.array([s.row for s in its.values()], np.int32) for its in (mine, theirs)]
         for name, a, b in zip(Rows._fields, fourth.fold.read(rows[0]), never.read(rows[1]), strict=True):
-            if name in {"count", "base", "value", "trace"}:
-                np.testing.assert_array_equal(a, b, err_msg=name)
-            else:
-                large = np.maximum(1.0, np.abs(np.nan_to_num(b.astype(np.float64))))
-                np.testing.assert_allclose(a / large, b / large, atol=CLOSE, err_msg=name)
+            same_column(name, b, a)
 
 
 def test_pages_are_written_only_for_what_is_committed_and_only_while_ticks_come(broker: Broker) -> None:
