@@ -220,7 +220,7 @@ def _cells(
 ) -> list[RenderableType]:
     places = _decimals(scores.bands[-1], newest.last)
     return [
-        _short(series),
+        Text(_short(series)),  # brackets in a name are no markup
         *([_curve(scores, curve_width)] if curve_width else []),
         Text(_number(newest.last, places), style="bold"),
         _band(scores.bands[0], places, edges=edges),

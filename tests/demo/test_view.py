@@ -48,6 +48,12 @@ def test_long_names_that_begin_alike_are_told_apart() -> None:
     assert [row.split()[1] for row in rows] == ["ec2_cpu…zation_1", "ec2_cpu…zation_2"]
 
 
+def test_names_may_have_brackets() -> None:
+    shown = State("a test", Figures("http://none"), Stages(0.0))
+    shown.add(prediction("pump[/]x", 0, 10.0, 10.0 + QUANTILES))
+    assert any("pump[/]x" in text for text in drawn(shown, 100, 24))
+
+
 @pytest.mark.parametrize("scale", [1e-9, 1e-5, 1.0, 1e6])
 def test_numbers_of_any_size_keep_value_and_band_apart(scale: float) -> None:
     row = next(text for text in drawn(state(1, scale), 160, 24) if "series-" in text)
