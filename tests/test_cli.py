@@ -114,7 +114,7 @@ def test_check_lists_every_problem_at_once(call: Call, tmp_path: Path) -> None:
 
 def test_one_line_shows_the_first_and_the_last_step_with_the_80_percent_band() -> None:
     message = Encoder("ticks", LEVELS).encode(forecasts(), "m-1")[0]
-    line = cli.prediction_line(decode(message))
+    line = cli.predictions.prediction_line(decode(message))
     assert line == "2023-11-14 22:13:20Z  a  100  +1 100 [99, 101]  +2 100 [98, 102]  ok m-1"
 
 

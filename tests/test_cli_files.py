@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from forecaster import cli
+from forecaster.cli import requests
 from forecaster.config import Config
 from forecaster.core.train import TrainSpec
 from forecaster.errors import ConfigError, DataError
@@ -96,7 +97,7 @@ def test_annotate_writes_the_span_as_the_daemon_reads_it(monkeypatch: pytest.Mon
         def close(self) -> None: ...
 
     monkeypatch.setattr(control, "Controls", Topic)
-    monkeypatch.setattr(cli, "_require_topic", lambda *_: None)
+    monkeypatch.setattr(requests, "_require_topic", lambda *_: None)
     arguments = ["annotate", "--series", "s1", "--start", "2023-11-14T22:13:20", "--end", "1700000060.5"]
     ended = CliRunner().invoke(cli.app, arguments)
     assert ended.exit_code == 0, ended.output

@@ -19,7 +19,7 @@ import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from forecaster.cli import Role
+from forecaster.cli.daemon import Role
 from forecaster.config import load
 from forecaster.errors import ForecasterError
 from forecaster.shell.http import HttpSpec

@@ -1,0 +1,58 @@
+"""What all commands share: the terminal, the configuration, how times and values are read and shown."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from forecaster.errors import ConfigError
+
+if TYPE_CHECKING:
+    from forecaster.config import Config
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", envvar="FORECASTER_CONFIG", help="TOML file. Without it: the defaults."),
+]
+REFUSED = 1  # exit code where what was asked for was tried and did not happen
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+
+
+def load(path: Path | None, *, environ: bool = True) -> "Config":
+    """The configuration from a file and, with `environ`, from the variables that override it."""
+    from forecaster import config
+
+    return config.load(path, os.environ if environ else {})
+
+
+def event_s(option: str, text: str) -> float:
+    """Seconds since the epoch that an option names: ISO 8601 (UTC where it has no zone), or the number itself."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} is neither ISO 8601 nor epoch seconds") from None
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+
+
+def shown_time(time_s: float) -> str:
+    """2026-01-31 12:00:00Z."""
+    return f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+def brief(value: object) -> str:
+    """A value of an answer or a card on one line, numbers to four digits."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {brief(inner)}" for name, inner in value.items())
+    return str(value)

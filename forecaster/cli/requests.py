@@ -1,0 +1,115 @@
+"""What is asked of the fleet through the control topic."""
+
+import getpass
+import socket
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from forecaster.cli.console import (
+    INTERRUPTED,
+    REFUSED,
+    ConfigPath,
+    brief,
+    err,
+    event_s,
+    load,
+    out,
+    shown_time,
+)
+from forecaster.errors import BrokerError, ConfigError
+
+if TYPE_CHECKING:
+    from forecaster.config import Config
+    from forecaster.shell.control import Answer
+
+LOOK_BACK_S = 60.0  # how far before a request its follower begins, so that no answer is missed
+
+
+def retrain(
+    config: ConfigPath = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the decision and show it.")] = False,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 900.0,
+) -> None:
+    """Ask for a retrain now; with --wait, exit 0 if the candidate was promoted or honestly refused."""
+    settings = load(config)
+    from forecaster.shell.control import Command, ControlFollower, Controls, Request
+
+    _require_topic(settings, settings.topics.control)
+    request = Request(command=Command.RETRAIN, trigger="cli", sender=_sender())
+    follower = ControlFollower(settings.kafka, settings.topics.control, start=request.at_s - LOOK_BACK_S)
+    controls = Controls(settings.kafka, settings.topics.control)
+    try:
+        controls.write(request)
+        out.print(f"requested retrain {request.id}")
+        if wait:
+            deadline_s = time.monotonic() + timeout_s
+            with err.status("waiting for the decision"):
+                while request.id not in follower.inbox.answers:
+                    if time.monotonic() > deadline_s:
+                        raise BrokerError(
+                            f"no decision on {request.id} within {timeout_s:g} s: does a trainer run?"
+                        )
+                    follower.poll(0.25)
+            _show_decision(follower.inbox.answers[request.id])
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        controls.close()
+        follower.close()
+
+
+def annotate(
+    start: Annotated[
+        str, typer.Option(help="Event time: ISO 8601 (UTC where it has no zone), or epoch seconds.")
+    ],
+    end: Annotated[str, typer.Option(help="The same; not included.")],
+    series: Annotated[str, typer.Option(help="Only this series; without it all of them.")] = "",
+    config: ConfigPath = None,
+) -> None:
+    """Leave a span of event time out of all training from now on: an outage, a test, a fault."""
+    start_s, end_s = event_s("--start", start), event_s("--end", end)
+    if not start_s < end_s:
+        raise ConfigError(f"--start {start} is not before --end {end}")
+    settings = load(config)
+    from forecaster.shell.control import Command, Controls, Request
+
+    _require_topic(settings, settings.topics.control)
+    span = {"series": series, "start_s": start_s, "end_s": end_s}
+    request = Request(command=Command.ANNOTATE, trigger="cli", sender=_sender(), arguments=span)
+    controls = Controls(settings.kafka, settings.topics.control)
+    try:
+        controls.write(request)
+    finally:
+        controls.close()
+    whose = escape(series) if series else "every series"
+    out.print(f"left out of training from now on: {whose} from {shown_time(start_s)} to {shown_time(end_s)}")
+
+
+def _show_decision(answer: "Answer") -> None:
+    out.print(f"[bold]{escape(answer.outcome)}[/bold] {escape(answer.message)}".rstrip())
+    for name, value in answer.details.items():
+        if value in ("", {}, None):
+            continue
+        out.print(f"  {escape(name)}: {escape(brief(value))}")
+    if answer.outcome not in {"promoted", "rejected"}:
+        raise typer.Exit(REFUSED)
+
+
+def _require_topic(settings: "Config", topic: str) -> None:
+    from forecaster.shell.kafka.log import Log
+
+    log = Log(settings.kafka)
+    try:
+        if not log.partitions(topic):
+            raise BrokerError(
+                f"there is no topic {topic!r} at {settings.kafka.bootstrap_servers}: see forecaster check"
+            )
+    finally:
+        log.close()
+
+
+def _sender() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"
