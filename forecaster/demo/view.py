@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -18,12 +18,14 @@ from forecaster.shell.prediction import Prediction
 CURVES_WIDTH = 122  # columns from which on there is room for curves
 EDGES_WIDTH = 160  # and for both edges of the bands
 NAME_WIDTH = 16
-HEADER_LINES = 12  # above and below the rows of the table
+FRAME_LINES = 6  # title, headings, legend, hint and two empty ones: all but the figures and the rows
+LABEL_WIDTH = 15  # what stands before a figure
 NUMBERS_WIDTH, MORE_FOR_EDGES = 98, 24  # columns that a table with curves needs for all but them
 BARS = "▁▂▃▄▅▆▇█"
 STATUS_STYLE = {"cold": "blue", "warming": "yellow", "ok": "green", "fallback": "red"}
 STATUS_MEANS = {"cold": "no history", "warming": "warming up", "ok": "network", "fallback": "without network"}
 CLOSE = 0.02  # a skill this small is none
+_PLAIN = Console()  # wrapping asks for one
 
 
 @dataclass
@@ -69,11 +71,11 @@ class State:
 
 def screen(state: State, now_s: float, width: int, height: int | None) -> RenderableType:
     """The whole picture; `height` None shows every series."""
-    rows = state.rows()
-    room = len(rows) if height is None else max(height - HEADER_LINES, 2)
+    rows, figures = state.rows(), _figures(state, width)
+    room = len(rows) if height is None else max(height - FRAME_LINES - len(figures), 2)
     if len(rows) > room:
         room -= 1  # for the line that says so
-    parts: list[RenderableType] = [_title(state, now_s, width), Text(), *_figures(state), Text()]
+    parts: list[RenderableType] = [_title(state, now_s, width), Text(), *figures, Text()]
     waiting = Text(f"  the daemon is {state.figures.doing}; then comes the first forecast", style="yellow")
     parts.append(_table(rows[:room], width) if rows else waiting)
     if len(rows) > room:
@@ -113,9 +115,10 @@ def _title(state: State, now_s: float, width: int) -> Table:
     return title
 
 
-def _figures(state: State) -> list[RenderableType]:
+def _figures(state: State, width: int) -> list[Text]:
+    """A line for each, and further ones where the width asks for them."""
     figures = state.figures
-    lines = {
+    texts = {
         "ticks": _ticks(figures),
         "latency": _latency(figures),
         "live scores": _scores(figures),
@@ -123,7 +126,12 @@ def _figures(state: State) -> list[RenderableType]:
         "last retrain": _retrain(figures),
         "reached": _stages(state.stages),
     }
-    return [_cut(Text.assemble((f" {name:12}  ", "dim"), text)) for name, text in lines.items()]
+    lines: list[Text] = []
+    for name, text in texts.items():
+        for position, part in enumerate(text.wrap(_PLAIN, max(width - LABEL_WIDTH, LABEL_WIDTH))):
+            label = f" {name if position == 0 else '':{LABEL_WIDTH - 1}}"
+            lines.append(_cut(Text.assemble((label, "dim"), part)))
+    return lines
 
 
 def _cut(text: Text) -> Text:

@@ -27,11 +27,21 @@ def drawn(shown: State, width: int, height: int | None) -> list[str]:
     return capture.get().splitlines()
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 30), (120, 24), (160, 50)])
+@pytest.mark.parametrize(("width", "height"), [(70, 20), (80, 24), (100, 30), (120, 24), (160, 50)])
 @pytest.mark.parametrize("series", [0, 1, 12, 60])
 def test_it_fits_the_terminal(width: int, height: int, series: int) -> None:
     lines = drawn(state(series), width, height)
     assert len(lines) <= height
+
+
+def test_in_a_narrow_terminal_figures_go_on_in_the_next_line() -> None:
+    shown = state(1)
+    for position in range(9):
+        shown.stages.reach(f"stage number {position}", float(position))
+    for height in (24, 40):
+        lines = drawn(shown, 70, height)
+        assert len(lines) <= height
+        assert all(any(f"stage number {position}" in text for text in lines) for position in range(9))
 
 
 def test_what_does_not_fit_is_counted() -> None:
