@@ -1,4 +1,4 @@
-"""Pages, swaps and loans as bytes: what outlives a worker, on its way to and from the state topic.
+"""Pages, swaps, skips and loans as bytes: what outlives a worker, on its way to and from the state topic.
 
 In come a partition's series (their host side and their rows) as of one offset; out go bytes without pickle, and back,
 or the reason why not. A page holds one hash bucket of the series. Here are the codec and how a log is replayed over
@@ -110,6 +110,15 @@ class Swap(msgspec.Struct, tag="swap", frozen=True):
     previous: str
 
 
+class Skip(msgspec.Struct, tag="skip", frozen=True):
+    """The ticks of the partition at `offset` up to before `until` were too old to be answered: nobody takes them in."""
+
+    source: str
+    offset: int
+    until: int
+    ticks: int  # how many these are: not every offset holds one
+
+
 class Lent(msgspec.Struct, tag="loan", frozen=True):
     """The loan that a partition made in a stretch of its log: rows that are ahead cannot make it again."""
 
@@ -119,8 +128,7 @@ class Lent(msgspec.Struct, tag="loan", frozen=True):
     columns: tuple[Column, ...]
 
 
-Stored = Page | Swap | Lent
-
+Stored = Page | Swap | Skip | Lent
 _decoder = msgspec.msgpack.Decoder(Stored)
 
 
@@ -128,7 +136,7 @@ _decoder = msgspec.msgpack.Decoder(Stored)
 
 
 def encode(stored: Stored) -> bytes:
-    """The bytes of a page, a swap or a loan."""
+    """The bytes of a page, a swap, a skip or a loan."""
     packed = zstandard.compress(msgspec.msgpack.encode(stored), 1)
     return _MAGIC + bytes([SCHEMA]) + _digest(packed) + packed
 

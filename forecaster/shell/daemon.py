@@ -9,11 +9,12 @@ import gc
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from forecaster.config import Config, shown
 from forecaster.core.advance import STATUSES
 from forecaster.core.batch import Issued
 from forecaster.core.fold import Fold
+from forecaster.core.pages import Skip
 from forecaster.core.tick import Outcome
 from forecaster.shell import log
 from forecaster.shell.assignment import Assignment
@@ -37,6 +39,7 @@ from forecaster.shell.lifecycle import Lifecycle
 from forecaster.shell.metrics import Metrics, Phase, Stage, State, count_compiles
 from forecaster.shell.pipeline import Answers, DeadLetter, Pipeline
 from forecaster.shell.signals import Signals
+from forecaster.shell.skips import Skips
 from forecaster.shell.state import Sent, StateTopic
 from forecaster.shell.training import Training
 from forecaster.shell.watchdog import PartitionWatch
@@ -44,6 +47,7 @@ from forecaster.shell.worker import STALLED_S, Worker
 
 IDLE_POLL_S = 0.05  # how long a turn waits for ticks: bounds the answer to a signal
 CAREFUL_S = 1.0  # of a turn for records that are taken one by one
+NOTHING: Mapping[int, Skip] = MappingProxyType({})
 STOP_S = 8.0  # for what is in flight, at the end; Docker kills after 10
 _log = structlog.get_logger(__name__)
 
@@ -84,13 +88,16 @@ class Daemon(Worker):
         self.fold, self.source, self.delivery, self.lifecycle = fold, source, delivery, lifecycle
         self.pipeline = Pipeline(fold, config.tick, config.grid, config.topics.ticks, metrics)
         topics, log_name = config.topics, f"{config.kafka.group_id}:{config.topics.ticks}"
-        self.state = StateTopic(config.state, topics.state, log_name, fold, delivery, metrics, now)
+        self.skips = Skips(config.kafka.max_staleness_s, log_name)
+        self.state = StateTopic(
+            config.state, topics.state, log_name, fold, delivery, metrics, self.skips, now
+        )
         self.assignment = Assignment(
             source, fold, self.state, metrics, config.kafka, topics, config.series.rebuild_ticks, now
         )
         self.figures = Figures(metrics, fold, source, delivery)
         self.care = Care(source, config.kafka.max_poll_records)
-        self.pipeline.aside = self.care.aside
+        self.pipeline.aside, self.pipeline.skipped = self.care.aside, self.skips
         self.compiled = False
         self._trains = trains
         self._partition_watch = PartitionWatch(config.kafka.give_up_s, now)
@@ -138,8 +145,11 @@ class Daemon(Worker):
         self.assignment.apply(self._heard(self.source.changes()))
         self.care.begin()
         self.restore(self.assignment.rebuild())
-        for part in self.state.parts(self.care.sort(records)):
-            self.answer(part, polled_s)
+        records = self.care.sort(records)
+        skips = self.skips.decide(records)
+        for part in self.state.parts(records):
+            self.answer(part, polled_s, skips)
+            skips = {}
         self.answer_carefully()
         self.settle()
         owner = 0 in self.assignment.serving
@@ -183,8 +193,11 @@ class Daemon(Worker):
                 return  # it was taken back, and will be read again
             self.care.done(record)
 
-    def answer(self, records: Sequence[Record], polled_s: float) -> None:
-        """Fold records, send what they come to, and hand their offsets in to be committed."""
+    def answer(self, records: Sequence[Record], polled_s: float, skips: Mapping[int, Skip] = NOTHING) -> None:
+        """Fold records, send what they come to, and hand their offsets in to be committed.
+
+        `skips` are stretches that are newly passed over.
+        """
         passing(Point.POLLED)
         batch = self.delivery.begin()
         answers = self.pipeline.handle(records, send=self._send)
@@ -193,6 +206,7 @@ class Daemon(Worker):
         statuses = Counter(STATUSES[s] for s in issued.status.tolist())
         batch.token = InFlight(polled_s, issued.time_s, statuses, sum(map(len, answers.messages)))
         self.state.folded(answers.next_offsets)
+        self.state.skip(skips, batch.token)
         self.state.attach(answers.next_offsets)
         self.delivery.finish(batch, answers.next_offsets)
         self._count(answers, len(records), sum(len(r.value or b"") for r in records))
@@ -250,6 +264,7 @@ class Daemon(Worker):
             settled = self.delivery.poll()
         wall_s = time.time()
         for done in settled:
+            self.state.settled(done.token)
             if isinstance(done.token, Sent) and self.state.acknowledged(done.token):
                 self.lifecycle.swapped()
             if not isinstance(done.token, InFlight):

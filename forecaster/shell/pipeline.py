@@ -4,7 +4,7 @@ Knows neither the broker nor the clock; whoever drives it reads the records and 
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence, Set
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
@@ -59,6 +59,8 @@ class Pipeline:
         self.fold = fold
         self.aside: Set[Place] = frozenset()
         """Records that are not even looked at: they killed workers."""
+        self.skipped: Container[Place] = frozenset()
+        """Records that are too old to be answered."""
         self._decode = make_decoder(tick)
         self._encoder = Encoder(topic, fold.spec.levels, grid.interval_s or None)
         self._interval_s = grid.interval_s
@@ -83,7 +85,7 @@ class Pipeline:
         next_offsets: dict[int, int] = {}
         newest_s = float("-inf")
         with self._metrics.stage(Stage.DECODE):
-            if self.aside:
+            if self.aside or self.skipped:
                 decoded = self._passing_over(records)
             else:
                 decoded = [self._decode(r.key, r.value, r.timestamp_ms) for r in records]
@@ -96,7 +98,9 @@ class Pipeline:
                     tick = decoded[at]
                     at += 1
                     next_offsets[partition] = record.offset + 1
-                    if isinstance(tick, Reject):
+                    if tick is None:
+                        outcomes[Outcome.SKIPPED] += 1
+                    elif isinstance(tick, Reject):
                         dead.append(DeadLetter(record, tick))
                     else:
                         offsets.append(record.offset)
@@ -128,10 +132,12 @@ class Pipeline:
                 return
             yield part
 
-    def _passing_over(self, records: Sequence[Record]) -> list[Tick | Reject]:
-        def one(r: Record) -> Tick | Reject:
-            aside = (r.partition, r.offset) in self.aside
-            return POISON if aside else self._decode(r.key, r.value, r.timestamp_ms)
+    def _passing_over(self, records: Sequence[Record]) -> list[Tick | Reject | None]:
+        def one(r: Record) -> Tick | Reject | None:
+            place = r.partition, r.offset
+            if place in self.skipped:
+                return None
+            return POISON if place in self.aside else self._decode(r.key, r.value, r.timestamp_ms)
 
         return list(map(one, records))
 

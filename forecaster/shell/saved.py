@@ -1,11 +1,12 @@
 """Records of one partition of the state topic -> what a restart can begin with; pure, nothing is read or written.
 
 In come the newest records by key and the offset that is committed; out go the pages that can be used, where the log has
-to be read from, and the swaps and loans on the way. What cannot be used is counted by reason, and its rows are rebuilt
-from the log.
+to be read from, and the swaps, skips and loans on the way. What cannot be used is counted by reason, and its rows are
+rebuilt from the log.
 
     page/<buckets>/<bucket>     a hash bucket of the series
     event/<offset>              another model from this tick on
+    skip/<offset>/<until>       ticks that were too old to be answered
     loan/<stretch>              what newborn series borrowed in a stretch of the log
 """
 
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 from forecaster.core import pages
 from forecaster.core.advance import Loan
-from forecaster.core.pages import Lent, Page, Refusal, Swap
+from forecaster.core.pages import Page, Refusal, Skip, Swap
 
 
 class Saved(NamedTuple):
@@ -25,6 +26,7 @@ class Saved(NamedTuple):
     pages: list[Page]
     offsets: list[int]  # by bucket: that of its page, or where the log is read from in its stead
     swaps: list[Swap]  # at or after the first of these offsets, in their order
+    skips: list[Skip]  # that end after the first of these offsets, in their order
     version: str | None  # of the model at that offset; None: nothing says it
     loans: dict[int, Loan]
     keys: set[bytes]  # of everything that is on the topic
@@ -47,6 +49,11 @@ def swap_key(swap: Swap) -> bytes:
     return b"event/%d" % swap.offset
 
 
+def skip_key(skip: Skip) -> bytes:
+    """The key of a skip."""
+    return b"skip/%d/%d" % (skip.offset, skip.until)
+
+
 def loan_key(stretch: int) -> bytes:
     """The key of a loan."""
     return b"loan/%d" % stretch
@@ -54,13 +61,19 @@ def loan_key(stretch: int) -> bytes:
 
 def is_past(key: bytes, buckets: int, floor: int, loan_every: int) -> bool:
     """Whether nobody needs a record any more: every page is of `buckets`, at `floor` or later."""
-    match = re.fullmatch(rb"(page|event|loan)/(\d+)(?:/\d+)?", key)
+    match = re.fullmatch(rb"(page|event|skip|loan)/(\d+)(?:/(\d+))?", key)
     if match is None:
         return False  # not ours
     number = int(match[2])
-    if match[1] == b"page":
-        return number != buckets
-    return number < (floor if match[1] == b"event" else floor // loan_every)
+    match match[1]:
+        case b"page":
+            return number != buckets
+        case b"event":
+            return number < floor
+        case b"skip":
+            return int(match[3] or number) <= floor
+        case _:
+            return number < floor // loan_every
 
 
 def choose(
@@ -70,6 +83,7 @@ def choose(
     refused: Counter[Refusal] = Counter()
     sets: dict[int, dict[int, Page]] = {}
     swaps: list[Swap] = []
+    skips: list[Skip] = []
     loans: dict[int, Loan] = {}
     for data in records.values():
         found = pages.decode(data)
@@ -81,6 +95,8 @@ def choose(
             sets.setdefault(found.buckets, {})[found.bucket] = found
         elif isinstance(found, Swap):
             swaps.append(found)
+        elif isinstance(found, Skip):
+            skips.append(found)
         else:
             loans[found.stretch] = pages.to_loan(found)
     # A change of the number of buckets leaves the set before in place until the new one is whole.
@@ -92,6 +108,7 @@ def choose(
         pages=list(usable.values()),
         offsets=offsets,
         swaps=[swap for swap in swaps if swap.offset >= min(offsets)],
+        skips=[skip for skip in sorted(skips, key=lambda skip: skip.offset) if skip.until > min(offsets)],
         version=_version_at(min(offsets), swaps, list(usable.values())),
         loans=loans,
         keys=set(records),
@@ -100,11 +117,11 @@ def choose(
     )
 
 
-def _refusal(found: Page | Swap | Lent, source: str, layout: str, committed: int) -> Refusal | None:
+def _refusal(found: pages.Stored, source: str, layout: str, committed: int) -> Refusal | None:
     """Why something that was read whole is not used."""
     if found.source != source:
         return Refusal.FOREIGN
-    if isinstance(found, Swap):
+    if isinstance(found, Swap | Skip):
         return None  # one ahead of what is committed is followed when its tick is answered again
     if found.layout != layout or (isinstance(found, Page) and not 0 <= found.bucket < found.buckets):
         return Refusal.LAYOUT

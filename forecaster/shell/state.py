@@ -1,10 +1,10 @@
-"""State on its way to the state topic: pages of the partitions that are served, one at a time, and swaps before they
-take effect.
+"""State on its way to the state topic: pages of the partitions that are served, one at a time, and swaps and skips
+before anything depends on them.
 
 In come folded batches, commits and the model that is to serve; out go records through the delivery of the predictions.
 A page follows the commit of its offset, or goes into the transaction that commits it. A swap is written at the offset
-that each partition has come to; until that is acknowledged nothing is read, so no prediction depends on what is not
-on the log.
+that each partition has come to, a skip with the batch that it is about; until that is acknowledged nothing is read, so
+no prediction depends on what is not on the log.
 """
 
 import time
@@ -19,14 +19,15 @@ from forecaster.core import pages, snapshot
 from forecaster.core.advance import Loan
 from forecaster.core.fold import LOAN_EVERY, Fold
 from forecaster.core.model import Model
-from forecaster.core.pages import PAGE_BYTES, Swap
+from forecaster.core.pages import PAGE_BYTES, Skip, Swap
 from forecaster.core.programs import Programs
 from forecaster.core.spec import Spec
 from forecaster.core.table import SLOTS
 from forecaster.shell.kafka import Record
 from forecaster.shell.kafka.delivery import Delivery
 from forecaster.shell.metrics import Metrics
-from forecaster.shell.saved import Saved, is_past, loan_key, page_key, swap_key
+from forecaster.shell.saved import Saved, is_past, loan_key, page_key, skip_key, swap_key
+from forecaster.shell.skips import Skips
 
 MEMBER_BYTES = 300  # of the host side of a series, about
 MOST_WAITING = 4  # pages that wait for the commit of their offset
@@ -84,12 +85,19 @@ class Sent(NamedTuple):
     partitions: dict[int, _Partition]
 
 
+class _Round(NamedTuple):
+    """All buckets, each with a page at `floor` or later."""
+
+    buckets: int
+    floor: int
+
+
 class _Captured(NamedTuple):
     partition: int
     offset: int
     key: bytes
     data: bytes
-    last: bool  # of a round over all buckets
+    complete: _Round | None  # with this page, if it is the last of a round
 
 
 class StateTopic:
@@ -103,15 +111,17 @@ class StateTopic:
         fold: Fold,
         delivery: Delivery,
         metrics: Metrics,
+        skips: Skips,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.source = source
         self._spec, self._topic, self._fold, self._delivery = spec, topic, fold, delivery
-        self._metrics, self._now = metrics, now
+        self._metrics, self._skips, self._now = metrics, skips, now
         self._partitions: dict[int, _Partition] = {}
         self._serving: deque[int] = deque()  # the one whose page comes next is first
         self._captured: deque[_Captured] = deque()
         self._sent: Sent | None = None
+        self._skipping: tuple[object, set[int]] | None = None  # token of a batch on its way; skips of these
         self._next_s = -float("inf")
         row_bytes = sum(column.nbytes for column in fold.rows) // fold.index.spec.max_series
         self._most_members = max(1, PAGE_BYTES // (row_bytes + MEMBER_BYTES))
@@ -125,6 +135,7 @@ class StateTopic:
         self._partitions[partition] = _Partition(
             saved.start, saved.start, version, set(saved.keys), list(written), due=deque(due)
         )
+        self._skips.follow(partition, saved.skips)
 
     def serve(self, partition: int, offset: int) -> None:
         """A partition is answered from `offset` on, which is committed."""
@@ -141,15 +152,33 @@ class StateTopic:
             self._partitions.pop(partition, None)
         self._serving = deque(p for p in self._serving if p not in gone)
         self._captured = deque(c for c in self._captured if c.partition not in gone)
+        self._skips.forget(gone)
+        if self._skipping is not None:
+            self._skipping[1].difference_update(gone)
         if self._sent is not None and gone & self._sent.partitions.keys():
             self._sent = None  # if it did arrive, whoever reads the topic next follows it
 
-    # ------------------------------------------------------------------ swaps
+    # ------------------------------------------------------------------ swaps, skips
 
     @property
     def holds(self) -> bool:
-        """Whether nothing may be read: swaps are on their way to the log."""
-        return self._sent is not None
+        """Whether nothing may be read: swaps or skips are on their way to the log."""
+        return self._sent is not None or bool(self._skipping and self._skipping[1])
+
+    def skip(self, skips: Mapping[int, Skip], token: object) -> None:
+        """Write, with the batch of this token, what it passes over; what comes behind is read when that is settled."""
+        for partition, skip in skips.items():
+            key = skip_key(skip)
+            self._delivery.send(self._topic, pages.encode(skip), key, partition=partition)
+            if ours := self._partitions.get(partition):
+                ours.keys.add(key)
+        if skips:
+            self._skipping = token, set(skips)
+
+    def settled(self, token: object) -> None:
+        """A batch is on the log."""
+        if self._skipping is not None and self._skipping[0] is token:
+            self._skipping = None
 
     def parts(self, records: Sequence[Record]) -> Iterator[Sequence[Record]]:
         """The records, cut where a swap on the log is due, which happens between the parts."""
@@ -223,6 +252,7 @@ class StateTopic:
         for partition, offset in offsets.items():
             if ours := self._partitions.get(partition):
                 ours.folded = offset
+        self._skips.passed(offsets)
         while self._fold.lent:
             partition, stretch, loan = self._fold.lent.popleft()
             if ours := self._partitions.get(partition):
@@ -277,7 +307,8 @@ class StateTopic:
             return None
         page = snapshot.take(self._fold, self.source, partition, bucket, buckets, ours.folded)
         ours.written[bucket], ours.bucket = ours.folded, (bucket + 1) % buckets
-        return _Captured(partition, ours.folded, page_key(page), pages.encode(page), last=not ours.bucket)
+        complete = _Round(buckets, min(ours.written)) if not ours.bucket else None
+        return _Captured(partition, ours.folded, page_key(page), pages.encode(page), complete)
 
     def _emit(self, captured: _Captured) -> None:
         """Send a page; before it the loans that it makes necessary, after a full round removals of what is past."""
@@ -291,9 +322,8 @@ class StateTopic:
         records.append((captured.key, captured.data))
         ours.keys.update(key for key, _ in records)
         past: list[bytes] = []
-        if captured.last:
-            floor = min(ours.written)
-            past = [key for key in ours.keys if is_past(key, len(ours.written), floor, LOAN_EVERY)]
+        if captured.complete is not None:  # not what is captured by now, which may never be sent
+            past = [key for key in ours.keys if is_past(key, *captured.complete, LOAN_EVERY)]
             ours.keys.difference_update(past)
         for key, value in (*records, *((key, None) for key in past)):
             self._delivery.send(self._topic, value, key, partition=captured.partition)

@@ -7,6 +7,7 @@ other sizes differ in last bits, which half precision makes larger (decision 31)
 
 import json
 import random
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,7 +15,10 @@ import pytest
 from kafka import KafkaProducer
 
 from forecaster.config import Config
+from forecaster.core import pages
 from forecaster.core.calls import Shape
+from forecaster.core.fold import Fold
+from forecaster.core.pages import Skip
 from forecaster.core.table import Rows
 from forecaster.shell.daemon import Daemon, make_delivery
 from forecaster.shell.kafka import TopicsSpec
@@ -23,9 +27,10 @@ from forecaster.shell.lifecycle import Lifecycle
 from forecaster.shell.metrics import Metrics
 from forecaster.shell.models import Models
 from forecaster.shell.models.convert import to_stored
+from forecaster.shell.prediction import decode
 from forecaster.shell.signals import Signals
 from forecaster.shell.training import Training
-from tests.broker.workers import fresh_topics, spec_for, until
+from tests.broker.workers import fresh_topics, read_all, spec_for, until
 from tests.folds import ROWS, SPEC, START_S, make_fold, make_model, same_column
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
@@ -37,15 +42,23 @@ PARTITIONS, SERIES, STRETCH = (0, 1), 3, 80  # series and ticks of a partition
 class Line:
     """Workers of one group, one after the other."""
 
-    def __init__(self, kafka: str, delivery: str, ticks: TopicsSpec) -> None:
+    def __init__(
+        self,
+        kafka: str,
+        delivery: str,
+        ticks: TopicsSpec,
+        max_staleness_s: float = 0.0,
+        interval_s: float = 1.0,
+    ) -> None:
         own = fresh_topics(kafka, partitions=len(PARTITIONS))
         quiet = {"on_start": False, "every_ticks": 0, "every_ratio": 0.0, "drift": False}
         spec = spec_for(kafka, delivery=delivery, instance_id="w" if delivery == "exactly_once" else None)
+        read = {"max_poll_records": 23, "commit_interval_s": 0.3, "max_staleness_s": max_staleness_s}
         self.config = Config(
-            kafka=spec.model_copy(update={"max_poll_records": 23, "commit_interval_s": 0.3}),
+            kafka=spec.model_copy(update=read),
             topics=own.model_copy(update={"ticks": ticks.ticks, "models": ticks.models}),
             model=SPEC,
-            state=Config().state.model_copy(update={"interval_s": 1.0}),
+            state=Config().state.model_copy(update={"interval_s": interval_s}),
             training=Config().training.model_copy(update=quiet),
         )
         self.daemon = self._worker()
@@ -85,30 +98,36 @@ class Line:
 
 
 @pytest.fixture(params=["at_least_once", "exactly_once"])
-def lines(kafka: str, request: pytest.FixtureRequest) -> Iterator[tuple[Line, Line]]:
+def delivery(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def lines(kafka: str, delivery: str) -> Iterator[tuple[Line, Line]]:
     shared = fresh_topics(kafka, partitions=len(PARTITIONS))
-    made = Line(kafka, request.param, shared), Line(kafka, request.param, shared)
+    made = Line(kafka, delivery, shared), Line(kafka, delivery, shared)
     yield made
     for line in made:
         line.end()
 
 
-def send(line: Line, first: int, count: int, rng: random.Random) -> None:
-    """So many ticks to each partition, from tick number `first` on."""
+def send(line: Line, first: int, count: int, rng: random.Random, age_s: float = 0.0) -> None:
+    """So many ticks to each partition, from tick number `first` on; their records say that they are so old."""
     producer = KafkaProducer(bootstrap_servers=line.config.kafka.bootstrap_servers, linger_ms=5)
+    written_ms = round((time.time() - age_s) * 1000)
     for number in range(first, first + count):
         for partition in PARTITIONS:
             which = rng.randrange(SERIES)
             value = 100.0 * (1 + which) + rng.gauss(0, 1)
             tick = {"series": f"p{partition}s{which}", "ts": START_S + 5 * number, "value": value}
-            producer.send(line.config.topics.ticks, json.dumps(tick).encode(), partition=partition)
+            message = json.dumps(tick).encode()
+            producer.send(line.config.topics.ticks, message, partition=partition, timestamp_ms=written_ms)
     producer.flush(30)
     producer.close()
 
 
-def same(steady: Line, killed: Line) -> None:
+def same(one: Fold, other: Fold) -> None:
     """The same series; windows bit for bit, numbers closely."""
-    one, other = steady.daemon.fold, killed.daemon.fold
     for partition in PARTITIONS:
         mine, theirs = one.index.partitions[partition], other.index.partitions[partition]
         assert list(mine) == list(theirs)
@@ -138,4 +157,36 @@ def test_workers_that_are_killed_come_to_the_state_of_one_that_never_was(lines: 
             line.answer(sent)
     assert killed.counted("forecaster_state_pages_total", event="read") > 0
     assert steady.counted("forecaster_state_pages_total", event="read") == 0
-    same(steady, killed)
+    same(steady.daemon.fold, killed.daemon.fold)
+
+
+def test_stale_ticks_are_skipped_and_who_comes_next_skips_the_same(kafka: str, delivery: str) -> None:
+    ticks = fresh_topics(kafka, partitions=len(PARTITIONS))
+    line = Line(kafka, delivery, ticks, max_staleness_s=600.0, interval_s=0.01)
+    try:
+        rng = random.Random(4)
+        send(line, 0, 40, rng)
+        line.answer(40)
+        send(line, 40, STRETCH, rng, age_s=3600)
+        line.turn_until_it_reads()
+        line.succeed()  # in the middle of the skip
+        send(line, 40 + STRETCH, 30, rng)
+        line.answer(70 + STRETCH)
+        skipped_here = line.counted("forecaster_ticks_total", outcome="skipped")
+        before = line.daemon.fold
+        line.succeed()
+        until(lambda: line.daemon.assignment.serving == set(PARTITIONS), line.daemon.turn)
+        same(before, line.daemon.fold)
+    finally:
+        line.end()
+
+    spec, topics = line.config.kafka, line.config.topics
+    written = [(r.partition, pages.decode(r.value)) for r in read_all(spec, topics.state) if r.value]
+    skips = [(partition, skip) for partition, skip in written if isinstance(skip, Skip)]
+    skipped = {(partition, offset) for partition, skip in skips for offset in range(skip.offset, skip.until)}
+    sources = [decode(r.value or b"").source for r in read_all(spec, topics.predictions)]
+    answered = {(source.partition, source.offset) for source in sources}
+    assert not skipped & answered
+    assert skipped | answered == {(partition, o) for partition in PARTITIONS for o in range(70 + STRETCH)}
+    assert skipped <= {(partition, o) for partition in PARTITIONS for o in range(40, 40 + STRETCH)}
+    assert len(skipped) == sum(skip.ticks for _, skip in skips) >= skipped_here > 0

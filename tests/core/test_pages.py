@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from forecaster.core import pages
 from forecaster.core.advance import unlent
-from forecaster.core.pages import Column, Lent, Member, OpenBar, Page, Refusal, Swap
+from forecaster.core.pages import Column, Lent, Member, OpenBar, Page, Refusal, Skip, Swap
 from forecaster.core.table import SLOTS, Series, slot_of
 from tests.folds import SPEC
 
@@ -55,9 +55,11 @@ PAGES = st.builds(
 )
 SWAPS = st.builds(Swap, NAMES, OFFSETS, NAMES, NAMES)
 
+SKIPS = st.builds(Skip, NAMES, OFFSETS, OFFSETS, OFFSETS)
 
-@given(PAGES | SWAPS)
-def test_there_and_back(stored: Page | Swap) -> None:
+
+@given(PAGES | SWAPS | SKIPS)
+def test_there_and_back(stored: Page | Swap | Skip) -> None:
     assert pages.decode(pages.encode(stored)) == stored
 
 
@@ -176,6 +178,13 @@ RECORDED: dict[str, tuple[str, pages.Stored]] = {
             "zRAAp3ZlcnNpb26idjKocHJldmlvdXOidjE="
         ),
         Swap("forecaster:ticks", 4096, "v2", "v1"),
+    ),
+    "skip of schema 1": (
+        (
+            "ZmNzdAFDPrjGwU+CTnjo+bfO7w5OKLUv/SA96QEAhaR0eXBlpHNraXCmc291cmNlsGZvcmVjYXN0ZXI6dGlja3Omb2Zmc2V0"
+            "zRAApXVudGlszRBkpXRpY2tzYg=="
+        ),
+        Skip("forecaster:ticks", 4096, 4196, 98),
     ),
     "loan of schema 1": (
         (

@@ -15,6 +15,7 @@ from forecaster.shell.kafka.source import Source
 from forecaster.shell.metrics import Metrics
 from forecaster.shell.rebuild import Item
 from forecaster.shell.replay import ListSink, ListSource
+from forecaster.shell.skips import Skips
 from forecaster.shell.state import StateSpec, StateTopic
 from tests.folds import SPEC, START_S, make_fold
 
@@ -62,7 +63,8 @@ class World:
         self.source, self.fold = FakeSource(), make_fold()
         self.metrics = Metrics(horizon=SPEC.horizon, levels=SPEC.levels)
         delivery = AtLeastOnce(cast("Source", ListSource([])), make_sink=lambda _: cast("Sink", ListSink()))
-        self.state = StateTopic(StateSpec(), "state", "g:ticks", self.fold, delivery, self.metrics)
+        skips = Skips(0.0, "g:ticks")
+        self.state = StateTopic(StateSpec(), "state", "g:ticks", self.fold, delivery, self.metrics, skips)
         source = cast("Source", self.source)
         self.ours = Assignment(
             source, self.fold, self.state, self.metrics, KafkaSpec(), TopicsSpec(), 500, lambda: 7.0

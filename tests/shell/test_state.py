@@ -20,7 +20,7 @@ from forecaster.core import pages
 from forecaster.core.calls import Shape
 from forecaster.core.fold import Fold
 from forecaster.core.model import Model
-from forecaster.core.pages import Page, Refusal, Swap
+from forecaster.core.pages import Page, Refusal, Skip, Swap
 from forecaster.core.table import Rows
 from forecaster.shell import rebuild
 from forecaster.shell.daemon import Daemon
@@ -38,6 +38,7 @@ from forecaster.shell.pipeline import Pipeline
 from forecaster.shell.prediction import Prediction, decode
 from forecaster.shell.replay import ListSink, ListSource, Message
 from forecaster.shell.signals import Signals
+from forecaster.shell.skips import Skips
 from forecaster.shell.state import StateTopic, Target
 from tests.folds import CLOSE, ROWS, SPEC, START_S, make_fold, make_model, same_column
 
@@ -78,6 +79,13 @@ class Broker:
             for p, log in self.state.items()
         }
         return {p: sorted(swaps, key=lambda swap: swap.offset) for p, swaps in found.items()}
+
+    def skips(self) -> dict[int, list[Skip]]:
+        """All skips that were ever written."""
+        return {
+            p: [s for r in log if r.value and isinstance(s := pages.decode(r.value), Skip)]
+            for p, log in self.state.items()
+        }
 
     def spoil(self, change: Callable[[bytes], bytes], partition: int = 0) -> None:
         """Change every page of a partition."""
@@ -261,10 +269,13 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
 
 
 def told(broker: Broker) -> tuple[Fold, dict[tuple[int, int], Prediction]]:
-    """The whole log in one run, with the swaps that are on the state topic at their offsets."""
+    """The whole log in one run, with the swaps and skips that are on the state topic at their offsets."""
     fold = make_fold(shapes=ONE)
     cfg = config()
     pipeline = Pipeline(fold, cfg.tick, cfg.grid, "ticks", Metrics(horizon=SPEC.horizon, levels=SPEC.levels))
+    pipeline.skipped = skips = Skips(0.0, "g:ticks")
+    for partition, found in broker.skips().items():
+        skips.follow(partition, found)
     answers: list[bytes] = []
     for partition in (0, 1):
         due = broker.swaps()[partition]
@@ -322,14 +333,98 @@ def test_killed_again_and_again_the_answers_are_those_of_a_run_that_was_never_in
     fourth.turn()
     assert len(broker.predictions) > len(broker.ticks), "something was answered twice"
     agree(broker)
+    same_state(broker, fourth.fold)
 
+
+def same_state(broker: Broker, fold: Fold) -> None:
+    """The fold has come to the state of a run that was never interrupted."""
     never, _ = told(broker)
     for partition in (0, 1):
-        mine, theirs = (f.index.partitions[partition] for f in (fourth.fold, never))
+        mine, theirs = (f.index.partitions[partition] for f in (fold, never))
         assert list(mine) == list(theirs)
         rows = [np.array([s.row for s in its.values()], np.int32) for its in (mine, theirs)]
-        for name, a, b in zip(Rows._fields, fourth.fold.read(rows[0]), never.read(rows[1]), strict=True):
+        for name, a, b in zip(Rows._fields, fold.read(rows[0]), never.read(rows[1]), strict=True):
             same_column(name, b, a)
+
+
+YOUNG_MS = round(1000 * START_S) + 20_000_000
+IMPATIENT = {"max_poll_records": 23, "max_staleness_s": 60.0, "commit_interval_s": 1.0, "group_id": "g"}
+
+
+def age(broker: Broker, *stretches: range) -> None:
+    """Let these offsets of both partitions be too old, and the others new."""
+    broker.ticks = [
+        record._replace(timestamp_ms=YOUNG_MS - 61_000 * any(record.offset in some for some in stretches))
+        for record in broker.ticks
+    ]
+
+
+def test_what_is_too_old_is_skipped_and_whoever_goes_on_skips_the_same(broker: Broker) -> None:
+    """Killed in the middle of a skip and behind another; every tick is answered or skipped, by whoever does it."""
+    age(broker, range(300), range(700, 800))
+
+    def worker() -> Worker:
+        made = Worker(broker, config(kafka=IMPATIENT))
+        made.daemon.skips._now = lambda: YOUNG_MS / 1e3
+        return made
+
+    first = worker()
+    first.come_to(200)
+    second = worker()
+    second.come_to(600)
+    assert second.counted("forecaster_ticks_total", outcome="skipped") > 0
+    third = worker()
+    third.come_to(1000)
+    fourth = worker()
+    fourth.until(lambda: fourth.source.finished and fourth.ready)
+    fourth.turn()
+
+    skipped = {(p, o) for p, found in broker.skips().items() for s in found for o in range(s.offset, s.until)}
+    assert sum(s.ticks for found in broker.skips().values() for s in found) == len(skipped)
+    answered = {(p.source.partition, p.source.offset) for p in broker.predictions}
+    places = {(record.partition, record.offset) for record in broker.ticks}
+    assert answered | skipped == places
+    assert not answered & skipped
+    old = {(r.partition, r.offset) for r in broker.ticks if r.timestamp_ms < YOUNG_MS}
+    assert skipped <= old
+    assert len(old - skipped) < 2 * 4 * 23, "only what came together with young ones"
+    agree(broker)
+    same_state(broker, fourth.fold)
+    for _ in range(200):
+        fourth.turn()
+    assert not [key for key in broker.newest() if key.startswith(b"skip/")], "every page is past them"
+
+
+def test_nothing_is_removed_that_a_page_on_the_topic_needs(broker: Broker) -> None:
+    """Pages wait for the commit of their offsets: what is captured is not yet written."""
+    age(broker, *(range(at, at + 50) for at in range(0, 1200, 100)))
+    worker = Worker(broker, config(kafka=IMPATIENT, state={"interval_s": 0.1}))
+    worker.daemon.skips._now = lambda: YOUNG_MS / 1e3
+    removed = False
+    while not worker.source.finished:
+        worker.turn()
+        kept = {key: pages.decode(data) for key, data in broker.newest().items()}
+        floor = min((page.offset for page in kept.values() if isinstance(page, Page)), default=0)
+        ever = broker.skips().get(0, [])
+        removed = removed or len(ever) > sum(isinstance(one, Skip) for one in kept.values())
+        assert {skip for skip in ever if skip.until > floor} <= set(kept.values())
+    assert removed
+
+
+def test_nothing_is_read_until_a_skip_is_on_the_log(broker: Broker) -> None:
+    worker = Worker(broker, config())
+    worker.come_to(50)
+    state, skip = worker.daemon.state, Skip("g:ticks", 50, 60, 10)
+    state.skip({0: skip, 1: skip}, token := object())
+    state.settled(object())
+    assert state.holds
+    state.settled(token)
+    assert not state.holds
+    state.skip({0: skip, 1: skip}, token)
+    state.forget([0])
+    assert state.holds
+    state.forget([1])
+    assert not state.holds, "nobody waits for partitions that moved away"
 
 
 def test_pages_are_written_only_for_what_is_committed_and_only_while_ticks_come(broker: Broker) -> None:

@@ -47,6 +47,12 @@ class KafkaSpec(Spec):
         description="what to do with a batch on the log that cannot be decoded (checksum, codec) after three tries; "
         "skip goes on behind it and counts its offsets, stop ends the process",
     )
+    max_staleness_s: float = Field(
+        0.0,
+        ge=0,
+        description="0: every tick is answered, however late; else ticks whose records are older are skipped, until "
+        "the backlog is half as old: fresh forecasts rather than all of them; take several times what a restart takes",
+    )
     delivery: Literal["at_least_once", "exactly_once"] = Field(
         "at_least_once",
         description="at_least_once repeats predictions (with the same source) after a crash; "
