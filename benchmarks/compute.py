@@ -67,9 +67,9 @@ class Bench:
     def _steps(self) -> Steps:
         value = self._values[self._turn // GROUPS % len(self._values)]
         yes = np.ones(self.size, bool)
-        return Steps(
-            value, np.full(self.size, 60.0, np.float32), np.full(self.size, 1.5, np.float32), yes, yes
-        )
+        minutes, week = np.full(self.size, 60.0, np.float32), np.full(self.size, 1.5, np.float32)
+        none = np.zeros((self.size, len(self._spec.covariates)), np.float32)
+        return Steps(value, minutes, week, yes, yes, none)
 
     def _compile(self) -> None:
         """The programs as the fold compiles them: reading and computing in one, writing in another."""

@@ -19,7 +19,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from forecaster.core.grid import GridSpec
-from forecaster.core.model import ModelSpec
+from forecaster.core.model import ModelSpec, NetworkSpec
 from forecaster.core.pages import PAGE_BYTES
 from forecaster.core.promote import PromoteSpec
 from forecaster.core.spec import Spec
@@ -59,11 +59,16 @@ class Config(Spec):
     grid: GridSpec = Field(default_factory=lambda: GridSpec.model_validate({}))
     series: SeriesSpec = Field(default_factory=lambda: SeriesSpec.model_validate({}))
     state: StateSpec = Field(default_factory=lambda: StateSpec.model_validate({}))
-    model: ModelSpec = Field(default_factory=lambda: ModelSpec.model_validate({}))
+    model: NetworkSpec = Field(default_factory=lambda: NetworkSpec.model_validate({}))
     training: TrainingSpec = Field(default_factory=lambda: TrainingSpec.model_validate({}))
     http: HttpSpec = Field(default_factory=lambda: HttpSpec.model_validate({}))
     log: LogSpec = Field(default_factory=lambda: LogSpec.model_validate({}))
     metrics: MetricsSpec = Field(default_factory=lambda: MetricsSpec.model_validate({}))
+
+    @property
+    def network(self) -> ModelSpec:
+        """The network with the covariates that the ticks carry."""
+        return ModelSpec(**dict(self.model), covariates=self.tick.covariates)
 
 
 class Key(NamedTuple):

@@ -16,6 +16,7 @@ from forecaster.core.table import SeriesSpec
 from forecaster.core.tick import Outcome, Tick
 
 SPEC = ModelSpec(hidden=8, horizon=3, levels=(0.1, 0.5, 0.9), context_length=16, warm_up=4)
+COVERED = SPEC.model_copy(update={"covariates": ("load", "wind")})
 LANES, ROUNDS, ROWS = 4, 8, 16
 SHAPES = Shape(8, 1, 8, 24), Shape(LANES, ROUNDS, 5, 12), Shape(1, 16, 5, 1)
 START_S = 1.7e9
@@ -66,6 +67,19 @@ def walk(name: str, steps: int, seed: int = 0, start: float = 100.0, scale: floa
     times = START_S + np.cumsum(rng.integers(1, 20, steps))
     values = start + scale * np.cumsum(rng.normal(size=steps))
     return [Tick(name, float(t), float(v)) for t, v in zip(times, values, strict=True)]
+
+
+def accompanied(ticks: Sequence[Tick], spec: ModelSpec = COVERED, seed: int = 0) -> list[Tick]:
+    """The same ticks with the covariates of a spec: each of another size, now and then missing."""
+    rng = np.random.default_rng(seed)
+    numbers = rng.normal(size=(len(ticks), len(spec.covariates))) * 10.0 ** np.arange(
+        0, 4 * len(spec.covariates), 4
+    )
+    known = np.where(rng.random(numbers.shape) < 0.2, np.nan, numbers).tolist()
+    return [
+        Tick(t.series, t.time_s, t.value, t.sequence, tuple(more))
+        for t, more in zip(ticks, known, strict=True)
+    ]
 
 
 def merged(*parts: Iterable[Tick]) -> list[Tick]:

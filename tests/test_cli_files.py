@@ -82,7 +82,7 @@ def test_train_asks_for_a_job_on_files_and_tells_what_came_of_it(
     (job,) = jobs
     assert job.source == OnFiles(ticks=str(ticks), candidate=str(model))
     assert TrainSpec.model_validate(job.train) == TrainSpec()
-    assert job.model == Config().model.model_dump(mode="json")
+    assert job.model == Config().network.model_dump(mode="json")
 
 
 def test_annotate_writes_the_span_as_the_daemon_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ def test_the_environment_goes_over_the_file(tmp_path: Path) -> None:
     )
     assert (found.kafka.group_id, found.kafka.client_id, found.model.hidden) == ("environment", "file", 8)
     assert found.model.levels == (0.1, 0.5)
-    assert found.tick.covariates == ("a", "b")
+    assert found.tick.covariates == found.network.covariates == ("a", "b")
     assert found.tick.numeric_strings
     assert found.training.seed == 7
 

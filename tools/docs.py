@@ -95,7 +95,8 @@ def tick_schema() -> dict[str, Any]:
     return {
         "title": "Tick",
         "description": "One observation. The field names are configuration ([tick]); these are the"
-        " defaults. Other fields are ignored, but for configured covariates and a sequence number.",
+        " defaults. Other fields are ignored, but for a sequence number and covariates where they are configured:"
+        " numbers, each of which may be null or absent.",
         "type": "object",
         "properties": {
             names.series: {

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from forecaster.core import calibrate, experts, features, model, score, table
+from forecaster.core import calibrate, covariates, experts, features, model, score, table
 from forecaster.core.experts import Blend, Linear
 from forecaster.core.features import Running, Season
 from forecaster.core.model import ModelSpec, Params
@@ -29,6 +29,7 @@ COLD, WARMING, OK, FALLBACK = range(4)  # status of a forecast
 STATUSES = ("cold", "warming", "ok", "fallback")
 MATURE = 32  # steps after which a series can lend
 HALF_LIMIT = 60_000.0  # what float16 holds
+TRACE = 3  # of what the ring keeps of each step beside its value: logarithms of scale and of seconds, day of the week
 
 
 class Serving(NamedTuple):
@@ -47,6 +48,7 @@ class Steps(NamedTuple):
     week: Float[Array, " batch"]  # days since the week began
     live: Bool[Array, " batch"]  # the forecast is published and will count
     valid: Bool[Array, " batch"]  # not padding
+    covariates: Float[Array, "batch covariate"]  # NaN: missing
 
 
 class Forecasts(NamedTuple):
@@ -71,10 +73,11 @@ def layout(spec: ModelSpec) -> Layout:
     return Layout(
         memory=max(features.MEMORY, spec.context_length),
         context=spec.context_length,
+        trace=TRACE + covariates.SIGNALS * len(spec.covariates),
         carry=spec.carry_size,
         horizon=spec.horizon,
         levels=len(spec.levels),
-        running=features.RUNNING + 2,
+        running=features.RUNNING + 2 + covariates.STATE * len(spec.covariates),
         lines=experts.LINES,
         curves=experts.CURVES,
         experts=experts.COUNT,
@@ -105,7 +108,7 @@ def lend(spec: ModelSpec, rows: Rows, idx: Int[Array, " batch"], valid: Bool[Arr
     weight = grown / jnp.maximum(grown.sum(), 1)
     newest = table.lagged(rows.value, idx, count, jnp.ones((idx.shape[0], 1), jnp.int32))[:, 0]
     size = jnp.maximum(jnp.abs(newest + read(rows.base)), 1e-30)
-    ratio = jnp.log(jnp.clip(features.unpack(read(rows.running)).scale / size, 1e-7, 1.0))
+    ratio = jnp.log(jnp.clip(_unpack(read(rows.running)).running.scale / size, 1e-7, 1.0))
 
     def mean(column: Array) -> Array:
         return jnp.tensordot(weight, read(column), 1)
@@ -122,6 +125,8 @@ def plant(rows: Rows, idx: Int[Array, " batch"], base: Float[Array, " batch"], l
     batch = idx.shape[0]
     horizon = rows.origin.shape[1]
     scale = jnp.maximum(loan.scale * jnp.abs(base), 1e-12)
+    packed = features.pack(features.newborn(scale))
+    rest = jnp.zeros((batch, rows.running.shape[1] - packed.shape[1]))
     linear = experts.newborn_linear(batch, horizon)
 
     def whole(column: Array, value: Array | float) -> Array:
@@ -130,7 +135,7 @@ def plant(rows: Rows, idx: Int[Array, " batch"], base: Float[Array, " batch"], l
     return rows._replace(
         count=whole(rows.count, 0),
         base=whole(rows.base, base),
-        running=whole(rows.running, _pack(features.newborn(scale), jnp.zeros(batch), jnp.zeros(batch))),
+        running=whole(rows.running, jnp.concatenate([packed, rest], axis=1)),
         covariance=whole(rows.covariance, linear.covariance),
         weights=whole(rows.weights, linear.weights),
         blend=whole(rows.blend, loan.blend),
@@ -139,8 +144,24 @@ def plant(rows: Rows, idx: Int[Array, " batch"], base: Float[Array, " batch"], l
     )
 
 
-def _pack(running: Running, level: Array, slope: Array) -> Array:
-    return jnp.concatenate([features.pack(running), level[:, None], slope[:, None]], axis=1)
+class _Memory(NamedTuple):
+    """What the column `running` holds."""
+
+    running: Running
+    level: Array  # and slope of the trend
+    slope: Array
+    covariates: Float[Array, "batch packed"]
+
+
+def _pack(memory: _Memory) -> Array:
+    trend = jnp.stack([memory.level, memory.slope], axis=1)
+    return jnp.concatenate([features.pack(memory.running), trend, memory.covariates], axis=1)
+
+
+def _unpack(packed: Array) -> _Memory:
+    own = features.RUNNING
+    trend = packed[:, own], packed[:, own + 1]
+    return _Memory(features.unpack(packed[:, :own]), *trend, packed[:, own + 2 :])
 
 
 # --------------------------------------------------------------------------- before the network
@@ -175,8 +196,8 @@ def perceive(
     def read(column: Array) -> Array:
         return table.whole(column, idx)
 
-    count, base, value, packed = read(rows.count), read(rows.base), steps.value, read(rows.running)
-    running, holt_level, holt_slope = features.unpack(packed[:, :-2]), packed[:, -2], packed[:, -1]
+    count, base, value = read(rows.count), read(rows.base), steps.value
+    running, holt_level, holt_slope, known = _unpack(read(rows.running))
 
     # what waited for this value
     settled = (count >= jnp.arange(1, horizon + 1)[:, None]) & steps.valid
@@ -198,6 +219,7 @@ def perceive(
     running = features.observe(running, count, value, steps.dt_s, past, lagged, periods)
     scale = features.running_scale(running, value + base)
     holt_level, holt_slope = experts.holt(holt_level, holt_slope, count, value)
+    known, signals = covariates.observe(known, steps.covariates)
 
     # the seasons
     seasons = features.choose_seasons(running, count, periods)
@@ -227,7 +249,7 @@ def perceive(
     said = experts.predict(linear, x_linear)
 
     # the network's inputs
-    x = features.recurrent_inputs(
+    own = features.recurrent_inputs(
         jnp.concatenate([past, value[:, None]], axis=1),
         scale[:, None],
         steps.dt_s[:, None],
@@ -238,6 +260,7 @@ def perceive(
         running,
         seasons[0],
     )[:, 0]
+    x = jnp.concatenate([own, signals], axis=1)
     direct = features.direct_inputs(sight, running, scale, seasons, said, _errors(error))
 
     span = jnp.clip(count, 1, experts.DRIFT_STEPS).astype(jnp.float32)
@@ -264,13 +287,14 @@ def perceive(
         has_season=seasons[0].period > 0,
         live=settled & (live > 0),
     )
+    trace = jnp.stack([jnp.log(scale), jnp.log(steps.dt_s + 1e-6), steps.week], axis=1)
     silent = curves_now(percept, jnp.full((horizon, batch), jnp.nan))
     changes = Rows(
         count=count + 1,
         base=base,
         value=value,
-        trace=jnp.stack([jnp.log(scale), jnp.log(steps.dt_s + 1e-6), steps.week], axis=1),
-        running=_pack(running, holt_level, holt_slope),
+        trace=jnp.concatenate([trace, signals], axis=1),
+        running=_pack(_Memory(running, holt_level, holt_slope, known)),
         origin=jnp.stack([value, scale, steps.live.astype(jnp.float32), *percept.lines], axis=1),
         waiting=jnp.concatenate([silent.T, waited[..., experts.CURVES :]], axis=2),
         regressors=x_linear,
@@ -416,7 +440,7 @@ def rewarm(
     A carry belongs to a model: after a swap a row is warmed up again by this, in the batch that next touches it.
     """
     count = table.whole(rows.count, idx)
-    running = features.unpack(table.whole(rows.running, idx)[:, :-2])
+    running = _unpack(table.whole(rows.running, idx)).running
     time, batch = spec.context_length, idx.shape[0]
 
     def ring(column: Array, length: int, ago: Array | int = 0) -> Array:
@@ -429,7 +453,7 @@ def rewarm(
     dts = jnp.exp(trace[..., 1])
     later = jnp.flip(jnp.cumsum(jnp.flip(dts, 1), 1), 1) - dts  # seconds from each step to the newest
     one_ago, next_ago = ring(rows.value, time, period), ring(rows.value, time, jnp.maximum(period - 1, 0))
-    xs = features.recurrent_inputs(
+    own = features.recurrent_inputs(
         ring(rows.value, time + features.LEAD),
         jnp.exp(trace[..., 0]),
         dts,
@@ -440,6 +464,7 @@ def rewarm(
         running,
         season,
     )
+    xs = jnp.concatenate([own, trace[..., TRACE:]], axis=2)
     known = jnp.arange(time, 0, -1) <= count[:, None]
     carry, _ = model.unroll(spec, serving.params, model.initial_carry(spec, batch), xs, known)
     return jnp.where(jnp.isfinite(carry).all(1)[:, None], carry, 0.0)

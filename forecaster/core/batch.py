@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from forecaster.core.advance import Forecasts, Serving, Steps
+from forecaster.core.covariates import in_bounds
 from forecaster.core.features import DAY_S, WEEK_DAYS
 from forecaster.core.grid import Step
 from forecaster.core.model import Model, ModelSpec
@@ -50,7 +51,19 @@ class Served(NamedTuple):
 class Queue:
     """Steps on their way to the device: parallel lists, in the order of the log."""
 
-    __slots__ = ("base", "dt_s", "fresh", "name", "partition", "row", "segment", "source", "time_s", "value")
+    __slots__ = (
+        "base",
+        "covariates",
+        "dt_s",
+        "fresh",
+        "name",
+        "partition",
+        "row",
+        "segment",
+        "source",
+        "time_s",
+        "value",
+    )
 
     def __init__(self) -> None:
         self.name: list[str] = []
@@ -62,6 +75,7 @@ class Queue:
         self.value: list[float] = []
         self.base: list[float] = []
         self.fresh: list[bool] = []
+        self.covariates: list[float] = []  # of all steps, one step's after the other's
         self.segment: list[int] = []
 
     def add(self, series: Series, partition: int, step: Step, segment: int) -> None:
@@ -78,6 +92,7 @@ class Queue:
         self.value.append(step.value)
         self.base.append(series.base)
         self.fresh.append(fresh)
+        self.covariates.extend(step.covariates)
         self.segment.append(segment)
         series.stepped_s = step.time_s
 
@@ -85,7 +100,8 @@ class Queue:
 class Work:
     """A queue as arrays, and the padded steps cut from it."""
 
-    def __init__(self, queue: Queue, live: bool | Collection[int]) -> None:
+    def __init__(self, queue: Queue, live: bool | Collection[int], covariates: int) -> None:
+        """Each step has so many `covariates`."""
         self.name = queue.name
         self.row = np.array(queue.row, np.int32)
         self.partition = np.array(queue.partition, np.int32)
@@ -99,6 +115,8 @@ class Work:
         self._change = (self.value - self.base).astype(np.float32)
         self._dt_s = np.array(queue.dt_s, np.float64).astype(np.float32)
         self._week = (self.time_s / DAY_S % WEEK_DAYS).astype(np.float32)
+        more = np.array(queue.covariates, np.float64).reshape(len(queue.name), covariates)
+        self._covariates = in_bounds(more)
         self._live = (self.source >= 0) & (
             live if isinstance(live, bool) else np.isin(self.partition, list(live))
         )
@@ -113,7 +131,7 @@ class Work:
         """The steps `at`, put `where` they run in arrays of this shape; the rest is padding."""
 
         def spread(values: np.ndarray) -> Any:
-            out = np.zeros(shape, values.dtype)
+            out = np.zeros((*shape, *values.shape[1:]), values.dtype)
             out[where] = values
             return out
 
@@ -123,6 +141,7 @@ class Work:
             spread(self._week[at]),
             spread(self._live[at]),
             spread(np.ones(len(at), bool)),
+            spread(self._covariates[at]),
         )
 
 

@@ -109,7 +109,7 @@ class Fold:
     def _place(self, partition: int, offset: int, tick: Tick, series: Series) -> Outcome:
         outcome = place_tick(series.clock, tick, self.same_time)
         if outcome is Outcome.ACCEPTED:
-            step = Step(tick.time_s, tick.value, offset, False)
+            step = Step(tick.time_s, tick.value, offset, False, tick.covariates)
             self._queue.add(series, partition, step, len(self._lenders))
         return outcome
 
@@ -163,7 +163,7 @@ class Fold:
         """
         queue, self._queue = self._queue, Queue()
         lenders, self._lenders = self._lenders, []
-        work = Work(queue, live)
+        work = Work(queue, live, len(self.spec.covariates))
         served = {p: self._served_in(p) for p in np.unique(work.partition).tolist()}
         waiting: Part | None = None
         for segment, ats in enumerate(work.stretches(len(lenders) + 1)):
@@ -370,7 +370,8 @@ class Fold:
     def takes(self, spec: ModelSpec) -> bool:
         """Whether networks of this spec fit the table: all but the recurrent part has to be the same."""
         ours, theirs = advance.layout(self.spec), advance.layout(spec)
-        return theirs._replace(carry=0) == ours._replace(carry=0) and spec.levels == self.spec.levels
+        same = (spec.levels, spec.covariates) == (self.spec.levels, self.spec.covariates)
+        return theirs._replace(carry=0) == ours._replace(carry=0) and same
 
     def _program(self, name: str, size: int) -> Any:
         key = name, size

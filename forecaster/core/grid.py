@@ -8,7 +8,7 @@ Late, duplicate and gap are decided here, from event times alone, so that a repl
     a, b -> bar ending 10 (closed by c) · c -> bar ending 20 · [20, 30) is a gap: filled with c's value
 """
 
-from math import floor
+from math import floor, nan
 from typing import Literal, NamedTuple
 
 from pydantic import Field
@@ -24,7 +24,7 @@ class GridSpec(Spec):
         0.0, ge=0, description="Length of a bar in seconds; 0 makes each tick a step of its own."
     )
     aggregate: Literal["last", "mean", "sum", "min", "max"] = Field(
-        "last", description="What a bar keeps of its ticks."
+        "last", description="What a bar keeps of its ticks' values; of their covariates the last tick's."
     )
     lateness_s: float = Field(
         0.0, ge=0, description="How long a bar waits for ticks that come late, in event time."
@@ -47,6 +47,7 @@ class Step(NamedTuple):
     value: float
     source: int  # offset of the (last) tick that it answers; -1: a filled gap, which gets no forecast
     fresh: bool  # whether the series starts anew with it
+    covariates: tuple[float, ...] = ()  # of the (last) tick; NaN: missing
 
 
 class Clock:
@@ -66,11 +67,12 @@ class Clock:
 class Bar:
     """What a bar knows of its ticks so far."""
 
-    __slots__ = ("high", "last", "last_s", "low", "n", "source", "total")
+    __slots__ = ("covariates", "high", "last", "last_s", "low", "n", "source", "total")
 
     def __init__(self) -> None:
         self.n, self.total, self.low, self.high = 0, 0.0, float("inf"), float("-inf")
         self.last, self.last_s, self.source = 0.0, float("-inf"), -1
+        self.covariates: tuple[float, ...] = ()  # of the last tick
 
     def add(self, tick: Tick, offset: int) -> None:
         """Take in one tick; of two with the same time the later in the log is the last."""
@@ -79,7 +81,7 @@ class Bar:
         self.low, self.high = min(self.low, tick.value), max(self.high, tick.value)
         self.source = max(self.source, offset)
         if tick.time_s >= self.last_s:
-            self.last, self.last_s = tick.value, tick.time_s
+            self.last, self.last_s, self.covariates = tick.value, tick.time_s, tick.covariates
 
     def value(self, aggregate: str) -> float:
         """The bar's value."""
@@ -140,9 +142,11 @@ def close_bars(clock: Clock, now_s: float, spec: GridSpec) -> list[Step]:
         fresh = clock.closed is None or missing > spec.longest_gap
         if not fresh:
             filler = 0.0 if spec.aggregate == "sum" else clock.level
+            unknown = (nan,) * len(bar.covariates)
             steps.extend(
-                Step((index - gap + 1) * spec.interval_s, filler, -1, False) for gap in range(missing, 0, -1)
+                Step((index - gap + 1) * spec.interval_s, filler, -1, False, unknown)
+                for gap in range(missing, 0, -1)
             )
         clock.closed, clock.level = index, bar.value(spec.aggregate)
-        steps.append(Step((index + 1) * spec.interval_s, clock.level, bar.source, fresh))
+        steps.append(Step((index + 1) * spec.interval_s, clock.level, bar.source, fresh, bar.covariates))
     return steps

@@ -25,6 +25,7 @@ from pydantic import Field
 
 from forecaster.core import features, table
 from forecaster.core.advance import Loan, Steps, layout, perceive, plant, unlent
+from forecaster.core.covariates import in_bounds
 from forecaster.core.model import ModelSpec
 from forecaster.core.spec import Spec
 from forecaster.core.table import Layout, Rows
@@ -68,11 +69,12 @@ class HistorySpec(Spec):
 
 
 class Slice(NamedTuple):
-    """Consecutive steps of one series, oldest first; both float64 (time,)."""
+    """Consecutive steps of one series, oldest first; float64."""
 
     series: str
-    time_s: NDArray[np.float64]
-    value: NDArray[np.float64]
+    time_s: NDArray[np.float64]  # (time,)
+    value: NDArray[np.float64]  # (time,)
+    covariates: NDArray[np.float64] | None = None  # (time, covariate), NaN: missing; None: all are
 
 
 class Span(NamedTuple):
@@ -113,6 +115,7 @@ class _Flat(NamedTuple):
 
     value: NDArray[np.float64]
     time_s: NDArray[np.float64]
+    covariates: Floats  # (step, covariate)
     base: Floats  # (series,)
     begin: Ints  # (series,)
     end: Ints  # (series,)
@@ -140,7 +143,7 @@ def prepare(
     Which steps are kept depends on lengths and `seed` only, never on values or `periods`: two models can be judged
     on the same origins.
     """
-    flat = _flatten(history)
+    flat = _flatten(history, len(model.covariates))
     kept, begin, end = _keep(flat, spec, seed)
     split = end - np.round((end - begin) * spec.holdout_ratio).astype(np.int64)
     index = np.concatenate(
@@ -169,13 +172,21 @@ def prepare(
     )
 
 
-def _flatten(history: Sequence[Slice]) -> _Flat:
+def _flatten(history: Sequence[Slice], covariates: int) -> _Flat:
     lengths = np.array([len(part.value) for part in history], np.int64)
     ends = np.cumsum(lengths)
     none = [np.zeros(0)]
+    missing = np.full(covariates, np.nan)
+    more = [
+        np.broadcast_to(
+            missing if part.covariates is None else part.covariates, (len(part.value), covariates)
+        )
+        for part in history
+    ]
     return _Flat(
         value=np.concatenate([part.value for part in history] or none).astype(np.float64),
         time_s=np.concatenate([part.time_s for part in history] or none).astype(np.float64),
+        covariates=in_bounds(np.concatenate([*more, np.zeros((0, covariates))])),
         base=np.array([part.value[0] if len(part.value) else 0.0 for part in history], np.float32),
         begin=ends - lengths,
         end=ends,
@@ -274,7 +285,7 @@ def _experience(flat: _Flat, periods: NDArray[np.int32], index: Ints, model: Mod
     place = np.full(len(flat.value), -1, np.int64)
     place[index] = np.arange(len(index))
     seen = _Seen(
-        np.zeros((len(index), features.RECURRENT), np.float32),
+        np.zeros((len(index), model.inputs), np.float32),
         np.zeros((len(index), features.direct_size(model.horizon)), np.float32),
         np.ones(len(index), np.float32),
     )
@@ -301,8 +312,11 @@ def _run_lanes(
             (flat.time_s[at] / features.DAY_S % features.WEEK_DAYS).astype(np.float32),
             np.zeros(at.shape, np.bool_),
             real,
+            flat.covariates[at],
         )
-        steps = Steps(*(jnp.asarray(np.pad(column, ((0, 0), (0, pad)))) for column in columns))
+        steps = Steps(
+            *(jnp.asarray(np.pad(c, [(0, 0), (0, pad)] + [(0, 0)] * (c.ndim - 2))) for c in columns)
+        )
         rows, each = _scan(rows, steps, jnp.asarray(periods), horizon=model.horizon)
         to = place[at]
         kept = real & (to >= 0)

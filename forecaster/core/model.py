@@ -6,7 +6,7 @@ between the cells). The only file that imports flax: modules are NNX, split once
 """
 
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax import Array
 from jaxtyping import Float
 from pydantic import Field, field_validator, model_validator
 
-from forecaster.core import features
+from forecaster.core import covariates, features
 from forecaster.core.spec import Spec
 
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -24,7 +24,7 @@ LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 Params = dict[str, Array]
 
 
-class ModelSpec(Spec):
+class NetworkSpec(Spec):
     """Shape of the network and of what it forecasts."""
 
     cell: Literal["gru", "lstm", "rnn"] = Field("gru", description="Recurrent cell.")
@@ -48,7 +48,7 @@ class ModelSpec(Spec):
         return levels
 
     @model_validator(mode="after")
-    def _warm_up_fits(self) -> "ModelSpec":
+    def _warm_up_fits(self) -> Self:
         if self.warm_up > self.context_length:
             raise ValueError("warm_up cannot be longer than context_length")
         return self
@@ -62,6 +62,17 @@ class ModelSpec(Spec):
     def carry_size(self) -> int:
         """Floats of carry a series."""
         return self.hidden * self.layers * (2 if self.cell == "lstm" else 1)
+
+
+class ModelSpec(NetworkSpec):
+    """A network and what it sees: a model is of use only to ticks that carry the same covariates."""
+
+    covariates: tuple[str, ...] = Field((), description="Names of the covariates, in order.")
+
+    @property
+    def inputs(self) -> int:
+        """Number of recurrent inputs."""
+        return features.RECURRENT + covariates.SIGNALS * len(self.covariates)
 
 
 class Card(Spec):
@@ -95,7 +106,7 @@ class Norm(nnx.Module):
     """Standardisation of inputs and outputs, measured once on what a model was first trained on; not learned."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        inputs, direct = features.RECURRENT, features.direct_size(spec.horizon)
+        inputs, direct = spec.inputs, features.direct_size(spec.horizon)
         self.input_mean, self.input_rate = nnx.Param(jnp.zeros(inputs)), nnx.Param(jnp.ones(inputs))
         self.direct_mean, self.direct_rate = nnx.Param(jnp.zeros(direct)), nnx.Param(jnp.ones(direct))
         self.out = nnx.Param(jnp.ones(spec.horizon))
@@ -106,9 +117,9 @@ class Network(nnx.Module):
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs) -> None:
         make: Any = {"gru": nnx.GRUCell, "lstm": nnx.OptimizedLSTMCell, "rnn": nnx.SimpleCell}[spec.cell]
-        sizes = [features.RECURRENT] + [spec.hidden] * (spec.layers - 1)
+        sizes = [spec.inputs] + [spec.hidden] * (spec.layers - 1)
         self.cells = nnx.List([make(size, spec.hidden, rngs=rngs) for size in sizes])
-        direct = features.direct_size(spec.horizon) + features.RECURRENT
+        direct = features.direct_size(spec.horizon) + spec.inputs
         out = spec.horizon * len(spec.levels)
         self.norm = Norm(spec)
         self.blend = nnx.Linear(spec.hidden + direct, spec.hidden, rngs=rngs)

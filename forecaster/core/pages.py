@@ -57,6 +57,7 @@ class OpenBar(msgspec.Struct, array_like=True, frozen=True):
     last: float
     last_s: float
     source: int
+    covariates: tuple[float, ...] = ()
 
 
 class Member(msgspec.Struct, array_like=True, frozen=True):
@@ -165,13 +166,14 @@ def _digest(packed: bytes) -> bytes:
 
 
 def layout_of(rows: Rows, spec: ModelSpec, grid: GridSpec) -> str:
-    """What the rows of a page have to agree in: columns, quantile levels, grid.
+    """What the rows of a page have to agree in: columns, quantile levels, grid, covariates.
 
     The carry is free to differ: a row without one is warmed up again.
     """
     columns = [(name, c.dtype.name, c.shape[1:]) for name, c in zip(Rows._fields, rows, strict=True)]
     kept = [column for column in columns if column[0] != "carry"]
     text = repr((MEANING, kept, spec.levels, spec.context_length, spec.warm_up, grid.model_dump()))
+    text += repr(spec.covariates) if spec.covariates else ""  # without any, as before there were such
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -208,7 +210,7 @@ def to_member(series: Series, carry: int) -> Member:
     """The host side of a series as it is kept."""
     clock = series.clock
     bars = tuple(
-        OpenBar(index, b.n, b.total, b.low, b.high, b.last, b.last_s, b.source)
+        OpenBar(index, b.n, b.total, b.low, b.high, b.last, b.last_s, b.source, b.covariates)
         for index, b in clock.bars.items()
     )
     return Member(
@@ -238,6 +240,7 @@ def restore(member: Member, series: Series) -> None:
         clock.bars[kept.index] = bar = Bar()
         bar.n, bar.total, bar.low, bar.high = kept.n, kept.total, kept.low, kept.high
         bar.last, bar.last_s, bar.source = kept.last, kept.last_s, kept.source
+        bar.covariates = kept.covariates
 
 
 # --------------------------------------------------------------------------- replay

@@ -79,7 +79,8 @@ def _source(
     kinds = jnp.int32, jnp.float32, jnp.bool_
     idx, real, flag = (result(partial(jnp.zeros, size, kind)) for kind in kinds)
     number = result(partial(jnp.zeros, (), jnp.int32))
-    steps = Steps(real, real, real, flag, flag)
+    more = result(partial(jnp.zeros, (size, len(spec.covariates)), jnp.float32))
+    steps = Steps(real, real, real, flag, flag, more)
     step, rewarm = partial(advance.advance, spec), partial(advance.rewarm, spec)
     rounds, lend = partial(advance.advance_rounds, spec), partial(advance.lend, spec)
     match name:

@@ -147,8 +147,8 @@ def retrain(
 
 
 def _comparable(serving: Model, shape: ModelSpec) -> bool:
-    same = (serving.spec.horizon, serving.spec.levels) == (shape.horizon, shape.levels)
-    return same and fits(serving, serving.spec) and np.shape(serving.periods) == (SEASONS,)
+    theirs, ours = ((spec.horizon, spec.levels, spec.covariates) for spec in (serving.spec, shape))
+    return theirs == ours and fits(serving, serving.spec) and np.shape(serving.periods) == (SEASONS,)
 
 
 def in_place(found: NDArray[np.int32], before: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -48,7 +48,8 @@ class Layout(NamedTuple):
     """Widths of the columns; hashable, so a static argument of the compiled programs."""
 
     memory: int  # values kept a series
-    context: int  # steps for which scale and time are kept too
+    context: int  # steps for which scale, time and covariates are kept too
+    trace: int  # numbers of these
     carry: int
     horizon: int
     levels: int
@@ -71,7 +72,8 @@ class Rows(NamedTuple):
     count: Array  # pyright: ignore[reportIncompatibleMethodOverride] - int32 (row,), steps seen
     base: Array  # float32 (row,), what `value` is relative to
     value: Array  # ring, float32 (row, memory)
-    trace: Array  # ring, float16 (row, context, 3): logarithms of scale and seconds since the step before, days of week
+    trace: Array  # ring, float16 (row, context, trace): logarithms of scale and seconds since the step before, days of
+    #               week, and what the covariates told
     running: Array  # float32 (row, running)
     origin: Array  # ring, float32 (row, horizon, 3 + lines): last value, scale, whether published; experts' few numbers
     waiting: Array  # triangle, float16 (row, triangle, curves + level): experts' points, and the quantiles
@@ -108,7 +110,7 @@ def empty(layout: Layout, rows: int) -> Rows:
         count=jnp.zeros(rows, jnp.int32),
         base=jnp.zeros(rows, f32),
         value=jnp.zeros((rows, layout.memory), f32),
-        trace=jnp.zeros((rows, layout.context, 3), f16),
+        trace=jnp.zeros((rows, layout.context, layout.trace), f16),
         running=jnp.zeros((rows, layout.running), f32),
         origin=jnp.zeros((rows, h, 3 + layout.lines), f32),
         waiting=jnp.zeros((rows, h * (h + 1) // 2, layout.curves + layout.levels), f16),

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
-from math import inf, isfinite
+from math import inf, isfinite, isnan, nan
 from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
@@ -24,6 +24,7 @@ MAX_SERIES_CHARS = 256  # longer ids are never meant as ids, and each one is kep
 MAX_MESSAGE_CHARS = 200  # of a Reject: it goes into headers and logs
 MAX_NUMBER = 1e18  # the default bounds of a value: its square still fits float32
 MAX_SEQUENCE = 2**63 - 1
+MAX_COVARIATES = 32  # each takes 800 bytes of a row
 YEAR_1_S = -62_135_596_800.0  # 0001-01-01T00:00:00Z, the first instant that ISO 8601 reads
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # no inf, no nan, no 1_000
@@ -40,7 +41,10 @@ class TickSpec(Spec):
     sequence: str = Field("", description='Field with an integer that rises within a series; "" = none.')
     covariates: tuple[str, ...] = Field(
         (),
-        description="Fields with further numbers known at the tick's time; each is required in every tick.",
+        max_length=MAX_COVARIATES,
+        description="Fields with further numbers, known from the tick's time on, that the network learns from;"
+        " one that is absent, null or NaN is missing, and the tick is used all the same. Others take their place"
+        " only with a network that was trained with them, and rows rebuilt from the log.",
     )
     time_unit: Literal["auto", "s", "ms", "us", "ns", "iso"] = Field(
         "auto",
@@ -107,7 +111,7 @@ class Outcome(StrEnum):
 
 
 class Tick(msgspec.Struct, frozen=True, gc=False):
-    """One observation of one series. Numbers are finite; `time_s` is epoch seconds, UTC."""
+    """One observation of one series. Numbers are finite; `time_s` is epoch seconds, UTC; a missing covariate is NaN."""
 
     series: str
     time_s: float
@@ -170,29 +174,35 @@ def make_decoder(spec: TickSpec) -> Decoder:
             and YEAR_1_S <= time_s <= timestamp_ms / 1e3 + future_s
             and (sequence is None or -MAX_SEQUENCE <= sequence <= MAX_SEQUENCE)
         ):
-            more = msgspec.structs.astuple(wire)[-covariates:] if covariates else ()
-            return Tick(series, time_s, wire.value, sequence, more)
+            return Tick(series, time_s, wire.value, sequence, _known(wire, covariates))
         return _examine(spec, key, value, timestamp_ms)
 
     return decode
 
 
 def _wire_type(spec: TickSpec) -> type[Any]:
-    """The msgspec struct of the plain case: every number a number."""
+    """The msgspec struct of the plain case: every number a number, or a covariate null or absent."""
     roles: list[tuple[str, str, Any]] = [
         ("series", spec.series, str),
         ("time", spec.time, {"auto": float | str, "iso": str}.get(spec.time_unit, float)),
         ("value", spec.value, float),
         ("sequence", spec.sequence, int),
-        *((f"covariate{i}", name, float) for i, name in enumerate(spec.covariates)),
     ]
     used = [role for role in roles if role[1]]
+    more = {f"covariate{i}": name for i, name in enumerate(spec.covariates)}
+    optional: Any = float | None
     return msgspec.defstruct(
         "WireTick",
-        [(role, kind) for role, _, kind in used],
-        rename={role: name for role, name, _ in used},
+        [*((role, kind) for role, _, kind in used), *((role, optional, None) for role in more)],
+        rename={role: name for role, name, _ in used} | more,
         gc=False,
     )
+
+
+def _known(wire: Any, covariates: int) -> tuple[float, ...]:
+    if not covariates:
+        return ()
+    return tuple(nan if c is None else c for c in msgspec.structs.astuple(wire)[-covariates:])
 
 
 # --- times ---
@@ -249,7 +259,7 @@ def _examine(spec: TickSpec, key: bytes | None, value: bytes | None, timestamp_m
             time_s=_time(spec, record, fields),
             value=_bounded(spec, _number(spec, fields, spec.value)),
             sequence=_sequence(spec, fields) if spec.sequence else None,
-            covariates=tuple(_number(spec, fields, name) for name in spec.covariates),
+            covariates=tuple(_covariate(spec, fields, name) for name in spec.covariates),
         )
     except _Refused as refused:
         return refused.reject
@@ -375,6 +385,12 @@ def _number(spec: TickSpec, fields: dict[str, Any], name: str) -> float:
     if not isfinite(number):
         raise _Refused(Reason.NOT_FINITE, f"{name!r} is {_quote(raw)}, expected a finite number")
     return number
+
+
+def _covariate(spec: TickSpec, fields: dict[str, Any], name: str) -> float:
+    raw = fields.get(name)
+    missing = raw is None or (isinstance(raw, float) and isnan(raw))
+    return nan if missing else _number(spec, fields, name)
 
 
 def _bounded(spec: TickSpec, number: float) -> float:

@@ -2,8 +2,8 @@
 
     python -m forecaster.demo.ticks --bootstrap HOST:PORT [--rate N] [--data FILE.csv] [--seed N]
 
-Ticks come from `simulate`, or from a CSV file with the columns series, ts and value, played in time
-order. It knows the topic and the wire format, nothing of forecasts. What it has done is told on standard
+Ticks come from `simulate`, or from a CSV file with the columns series, ts, value and any covariates, played in
+time order. It knows the topic and the wire format, nothing of forecasts. What it has done is told on standard
 output, a line for each stage.
 """
 
@@ -50,9 +50,12 @@ def read_csv(path: Path) -> list[Sample]:
 
 def _sample(path: Path, number: int, row: dict[str, str]) -> Sample:
     try:
-        return Sample(row["series"], float(row["ts"]), float(row["value"]))
-    except (TypeError, ValueError):
-        raise DataError(f"{path}, line {number}: ts and value have to be numbers, got {row}") from None
+        series, ts, value = row.pop("series"), float(row.pop("ts")), float(row.pop("value"))
+        return Sample(series, ts, value, {name: float(text) for name, text in row.items() if text})
+    except (KeyError, TypeError, ValueError):
+        raise DataError(
+            f"{path}, line {number}: all columns but series have to be numbers, got {row}"
+        ) from None
 
 
 class Feed:
@@ -97,8 +100,8 @@ class Feed:
         self._sink.close(1.0)
 
     def _send(self, sample: Sample) -> None:
-        value = orjson.dumps({"series": sample.series, "ts": sample.time_s, "value": sample.value})
-        self._sink.send(self._topic, value, sample.series.encode())
+        tick = {"series": sample.series, "ts": sample.time_s, "value": sample.value, **sample.more}
+        self._sink.send(self._topic, orjson.dumps(tick), sample.series.encode())
         self.sent += 1
 
 

@@ -88,7 +88,7 @@ def backtest(
     names = len({record.key for record in records})
     # Series of a file may come from different years: none is dropped for being idle.
     series = config.series.model_copy(update={"idle_s": float("inf"), "max_series": max(names, 8)})
-    fold = Fold(config.model, series, config.grid, config.tick.same_time)
+    fold = Fold(config.network, series, config.grid, config.tick.same_time)
     metrics = Metrics(config.metrics, horizon=config.model.horizon, levels=config.model.levels)
     pipeline = Pipeline(fold, config.tick, config.grid, config.topics.ticks, metrics)
     slicer = Slicer(config.tick, config.grid)
@@ -119,7 +119,7 @@ def _retrain(
 ) -> Verdict:
     """Train on all that has come, and swap the candidate in if it is better."""
     began_s, version, training = time.monotonic(), f"backtest-{at}", config.training
-    result = retrain(slicer.slices(), training, config.model, training, fold.model, progress=progress)
+    result = retrain(slicer.slices(), training, config.network, training, fold.model, progress=progress)
     if isinstance(result, Retrained) and result.decision.promote:
         card = result.model.card.model_copy(update={"version": version})
         fold.swap(result.model._replace(card=card))

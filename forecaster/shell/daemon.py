@@ -239,6 +239,7 @@ class Daemon(Worker):
             m.ticks[outcome].inc(n)
         for reason, n in answers.reasons.items():
             m.dead_letters[reason].inc(n)
+        m.missing_covariates.inc(answers.missing)
         if np.isfinite(answers.newest_s):
             m.last_tick.set(answers.newest_s)
         if scores.count.any():
@@ -356,7 +357,7 @@ def run(config: Config, signals: Signals, path: Path | None = None, *, trains: b
     _log.info("starting", pid=os.getpid(), configuration=shown(config))
     metrics = Metrics(config.metrics, horizon=config.model.horizon, levels=config.model.levels)
     uncount = count_compiles(metrics)
-    fold = Fold(config.model, config.series, config.grid, config.tick.same_time)
+    fold = Fold(config.network, config.series, config.grid, config.tick.same_time)
     source = Source(config.kafka, config.topics.ticks)
     lifecycle = Lifecycle(config, fold, metrics, Training(config, metrics, signals))
     delivery = make_delivery(config, source)

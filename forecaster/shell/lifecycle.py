@@ -117,7 +117,9 @@ class Lifecycle:
         elif self._fold.takes(model.spec):
             self._adapting = Adapting(self._fold, model, event.serving.reason)
         else:
-            mend = "restart with the [model] section that it was trained with, or retrain with yours"
+            mend = (
+                "restart with the [model] and tick.covariates that it was trained with, or retrain with yours"
+            )
             _log.warning("model_does_not_fit", version=model.version, spec=str(model.spec), mend=mend)
 
     def _adapt(self) -> None:

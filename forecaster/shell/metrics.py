@@ -185,6 +185,9 @@ class Metrics:
         )
         self.consumed_bytes = self._counter("consumed_bytes", "Bytes of keys and values of consumed ticks.")
         self.dead_letters = self._counters("dead_letters", "Ticks set aside, by reason.", "reason", Reason)
+        self.missing_covariates = self._counter(
+            "missing_covariates", "Configured covariates that ticks came without."
+        )
         self.last_tick = self._gauge(
             "last_tick_timestamp_seconds", "Newest event time among the accepted ticks."
         )

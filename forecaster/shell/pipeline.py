@@ -6,6 +6,7 @@ Knows neither the broker nor the clock; whoever drives it reads the records and 
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence, Set
 from itertools import groupby
+from math import isnan
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ class Answers(NamedTuple):
     reasons: Counter[Reason]
     next_offsets: dict[int, int]  # where each partition goes on
     newest_s: float  # newest event time among the ticks; -inf without one
+    missing: int  # covariates that the ticks came without
 
 
 Send = Callable[[Issued, Sequence[bytes]], None]
@@ -61,7 +63,7 @@ class Pipeline:
         """Records that are not even looked at: they killed workers."""
         self.skipped: Container[Place] = frozenset()
         """Records that are too old to be answered."""
-        self._decode = make_decoder(tick)
+        self._decode, self._covariates = make_decoder(tick), len(tick.covariates)
         self._encoder = Encoder(topic, fold.spec.levels, grid.interval_s or None)
         self._interval_s = grid.interval_s
         self._mean = mean_weights(fold.spec.levels)
@@ -120,7 +122,8 @@ class Pipeline:
         issued = joined(parts)
         outcomes[Outcome.DEAD_LETTERED] += len(dead)
         reasons = Counter(letter.reject.reason for letter in dead)
-        return Answers(issued, messages, dead, outcomes, reasons, next_offsets, newest_s)
+        missing = self._missing(decoded) if self._covariates else 0
+        return Answers(issued, messages, dead, outcomes, reasons, next_offsets, newest_s, missing)
 
     def _advanced(self, live: bool | Collection[int]) -> Iterator[Issued]:
         """The parts of what was admitted; what is timed is the wait for them."""
@@ -140,6 +143,10 @@ class Pipeline:
             return POISON if place in self.aside else self._decode(r.key, r.value, r.timestamp_ms)
 
         return list(map(one, records))
+
+    @staticmethod
+    def _missing(decoded: Iterable[Tick | Reject | None]) -> int:
+        return sum(isnan(c) for tick in decoded if isinstance(tick, Tick) for c in tick.covariates)
 
     def _encode(self, issued: Issued) -> list[bytes]:
         quantiles = issued.last[:, None, None] + issued.offset

@@ -6,6 +6,7 @@ here.
 """
 
 import csv
+import json
 import math
 import re
 from collections import Counter
@@ -73,6 +74,8 @@ def _rows(path: Path, spec: TickSpec) -> Iterator[tuple[str, bytes]]:
     _find(path, header, "value", spec.value)
     if spec.time:
         _find(path, header, "ts", spec.time)
+    for name in spec.covariates:
+        _find(path, header, name, name)
     keys = [orjson.dumps(name) + b":" for name in names]
     for row in rows:
         if len(row) != len(header):
@@ -144,7 +147,7 @@ def _json(cell: object) -> bytes:
         number = float(text)
     except ValueError:
         return orjson.dumps(text)
-    return repr(number).encode() if math.isfinite(number) else b"NaN"  # which the decoder refuses by name
+    return json.dumps(number).encode()  # NaN and Infinity too: the decoder judges them
 
 
 # --- lists ---

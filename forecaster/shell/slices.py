@@ -57,22 +57,21 @@ class Slicer:
         ]
 
     def _cut(self, ticks: "_Ticks", watermark_s: float) -> Iterator[Slice]:
-        times, values = array("d"), array("d")
+        piece = _Piece()
         steps = self._bars(ticks, watermark_s) if self._grid.interval_s else self._steps(ticks)
         for step in steps:
-            if step.fresh and times:
-                yield Slice(ticks.series, np.array(times), np.array(values))
-                times, values = array("d"), array("d")
-            times.append(step.time_s)
-            values.append(step.value)
-        if times:
-            yield Slice(ticks.series, np.array(times), np.array(values))
+            if step.fresh and piece.time_s:
+                yield piece.slice(ticks.series)
+                piece = _Piece()
+            piece.append(step)
+        if piece.time_s:
+            yield piece.slice(ticks.series)
 
     def _steps(self, ticks: "_Ticks") -> Iterator[Step]:
         clock = Clock()
         for tick, offset in ticks.ordered(self._same_time):
             if place_tick(clock, tick, self._same_time) is Outcome.ACCEPTED:
-                yield Step(tick.time_s, tick.value, offset, fresh=False)
+                yield Step(tick.time_s, tick.value, offset, False, tick.covariates)
 
     def _bars(self, ticks: "_Ticks", watermark_s: float) -> Iterator[Step]:
         clock = Clock()
@@ -83,6 +82,24 @@ class Slicer:
             yield from close_bars(clock, watermark_s, self._grid)
 
 
+class _Piece:
+    """Consecutive steps, not yet a slice."""
+
+    def __init__(self) -> None:
+        self.time_s, self._value, self._covariates = array("d"), array("d"), array("d")
+
+    def append(self, step: Step) -> None:
+        """One more step."""
+        self.time_s.append(step.time_s)
+        self._value.append(step.value)
+        self._covariates.extend(step.covariates)
+
+    def slice(self, series: str) -> Slice:
+        """What has come, at least one step."""
+        covariates = np.array(self._covariates).reshape(len(self.time_s), -1)
+        return Slice(series, np.array(self.time_s), np.array(self._value), covariates)
+
+
 class _Ticks:
     """The ticks of one series, as they came."""
 
@@ -90,6 +107,7 @@ class _Ticks:
         self.series = series
         self._time_s, self._value = array("d"), array("d")
         self._sequence, self._offset = array("q"), array("q")
+        self._covariates = array("d")
 
     def append(self, tick: Tick, offset: int) -> None:
         """One more tick."""
@@ -97,11 +115,14 @@ class _Ticks:
         self._value.append(tick.value)
         self._sequence.append(NO_SEQUENCE if tick.sequence is None else tick.sequence)
         self._offset.append(offset)
+        self._covariates.extend(tick.covariates)
 
     def ordered(self, same_time: str) -> Iterator[tuple[Tick, int]]:
         """Ticks with their offsets by event time; of those with the same time, as they came or by sequence number."""
+        each = len(self._covariates) // max(1, len(self._offset))
         keys = (self._sequence, self._time_s) if same_time == "sequence" else (self._time_s,)
         for i in np.lexsort([np.asarray(key) for key in keys]).tolist():
             sequence = self._sequence[i]
             known = None if sequence == NO_SEQUENCE else sequence
-            yield Tick(self.series, self._time_s[i], self._value[i], known), self._offset[i]
+            more = tuple(self._covariates[i * each : (i + 1) * each])
+            yield Tick(self.series, self._time_s[i], self._value[i], known, more), self._offset[i]

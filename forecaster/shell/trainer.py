@@ -130,7 +130,7 @@ def _job(config: Config, source: OnTopics | OnFiles, fit_s: float, spans: Iterab
         source=source,
         tick=config.tick.model_dump(mode="json"),
         grid=config.grid.model_dump(mode="json"),
-        model=config.model.model_dump(mode="json"),
+        model=config.network.model_dump(mode="json"),
         train=part(TrainSpec),
         promote=part(PromoteSpec),
         spans=[(span.series, span.start_s, span.end_s) for span in spans],

@@ -56,7 +56,7 @@ def record(world: World) -> tuple[Config, list[Model]]:
     worker = world.start()
     worker.await_that(worker.ready)
     config = load(worker.config, {})
-    trained = [make_model(f"v{n}", seed=n, spec=config.model, periods=(9, 5)) for n in (1, 2)]
+    trained = [make_model(f"v{n}", seed=n, spec=config.network, periods=(9, 5)) for n in (1, 2)]
     models = Models(config.kafka, config.topics.models)
     send(world, 0)
     worker.await_that(world.all_answered)

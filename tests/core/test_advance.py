@@ -27,7 +27,8 @@ def steps(values: list[float], valid: list[bool]) -> Steps:
     missing = LANES - len(values)
     real = np.full(LANES, 5.0, np.float32)
     value = np.asarray([*values, *[-9e9] * missing], np.float32)
-    return Steps(value, real, 0.1 * real, np.ones(LANES, bool), np.asarray([*valid, *[False] * missing]))
+    live, real_one = np.ones(LANES, bool), np.asarray([*valid, *[False] * missing])
+    return Steps(value, real, 0.1 * real, live, real_one, np.zeros((LANES, 0), np.float32))
 
 
 def lanes(*rows: int) -> np.ndarray:

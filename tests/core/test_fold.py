@@ -17,14 +17,17 @@ from forecaster.core.advance import COLD, FALLBACK, OK, WARMING
 from forecaster.core.batch import Issued
 from forecaster.core.fold import LOAN_EVERY
 from forecaster.core.grid import GridSpec
+from forecaster.core.model import ModelSpec
 from forecaster.core.programs import needed
 from forecaster.core.score import CAP, TIE
 from forecaster.core.tick import Outcome, Tick
 from tests.folds import (
+    COVERED,
     ROWS,
     SHAPES,
     SPEC,
     START_S,
+    accompanied,
     broken,
     by_source,
     make_fold,
@@ -46,10 +49,12 @@ def statuses(issued: list[Issued]) -> list[int]:
 # --- batches ---
 
 
-@pytest.mark.parametrize("batch", [1, 7])
-def test_many_ticks_of_one_series_in_a_batch_are_the_same_as_many_batches(batch: int) -> None:
-    ticks, served = walk("a", 60), make_model()
-    folds = [make_fold() for _ in range(2)]
+@pytest.mark.parametrize(("batch", "spec"), [(1, SPEC), (7, SPEC), (7, COVERED)])
+def test_many_ticks_of_one_series_in_a_batch_are_the_same_as_many_batches(
+    batch: int, spec: ModelSpec
+) -> None:
+    ticks, served = accompanied(walk("a", 60), spec), make_model(spec=spec)
+    folds = [make_fold(spec) for _ in range(2)]
     for fold in folds:
         fold.swap(served)
     one, other = play(folds[0], ticks), play(folds[1], ticks, batch)
@@ -59,13 +64,14 @@ def test_many_ticks_of_one_series_in_a_batch_are_the_same_as_many_batches(batch:
         np.testing.assert_array_equal(mine[0], theirs[0])
 
 
-def test_a_log_cut_anywhere_gives_the_same_forecasts_and_scores() -> None:
+@pytest.mark.parametrize("spec", [SPEC, COVERED])
+def test_a_log_cut_anywhere_gives_the_same_forecasts_and_scores(spec: ModelSpec) -> None:
     log = merged(*(walk(f"s{i}", 10 + 25 * (i % 3), i, 10.0**i, 10.0 ** (i - 2)) for i in range(7)))
     found = []
     for batch in (3, 40, 1000):
-        fold = make_fold()
-        fold.swap(make_model())
-        found.append(play(fold, log, batch)[0])
+        fold = make_fold(spec)
+        fold.swap(make_model(spec=spec))
+        found.append(play(fold, accompanied(log, spec), batch)[0])
     for other in found[1:]:
         same_forecasts(found[0], other, CLOSE)
         for name in ("count", "error", "last_error", "pinball"):
@@ -134,6 +140,18 @@ def test_changing_the_future_changes_nothing_in_the_past() -> None:
             np.testing.assert_array_equal(quantiles, found[1][place])
         else:
             assert not np.allclose(quantiles, found[1][place])
+
+
+def test_a_covariate_speaks_from_its_own_tick_on() -> None:
+    log = accompanied(walk("a", 40))
+    changed = [*log[:30], *accompanied(log[30:], seed=1)]
+    found = []
+    for ticks in (log, changed):
+        fold = make_fold(COVERED)
+        fold.swap(make_model(spec=COVERED))
+        found.append(by_source(play(fold, ticks)[0]))
+    for place, quantiles in found[0].items():
+        assert np.array_equal(quantiles, found[1][place]) == (place[1] < 30)
 
 
 def test_forecasts_scale_and_shift_with_the_series() -> None:
@@ -211,15 +229,25 @@ def test_ties_count_half_on_a_series_that_never_moves() -> None:
 WILD = [0.0, 1e18, -1e18, 1e-18, 5.0, 5.0, 5.0, 1e18, 0.0, 0.0, 3e-9, -2.0, 1e6, 1e6]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_whatever_comes_what_is_published_is_finite_and_in_order(seed: int) -> None:
+WILDER = [*WILD, float("nan"), 1e300, -1e300, 1e-300]
+
+
+@pytest.mark.parametrize(("seed", "spec"), [(0, SPEC), (1, SPEC), (2, COVERED)])
+def test_whatever_comes_what_is_published_is_finite_and_in_order(seed: int, spec: ModelSpec) -> None:
     rng = random.Random(seed)
-    fold = make_fold()
-    fold.swap(make_model())
+    fold = make_fold(spec)
+    fold.swap(make_model(spec=spec))
+
+    def more() -> tuple[float, ...]:
+        return tuple(rng.choice(WILDER) for _ in spec.covariates)
+
     ticks = [
-        Tick(rng.choice("abc"), START_S + i * rng.choice((0, 1, 1e6)), rng.choice(WILD)) for i in range(200)
+        Tick(rng.choice("abc"), START_S + i * rng.choice((0, 1, 1e6)), rng.choice(WILD), None, more())
+        for i in range(200)
     ]
-    ticks += [Tick(t.series, START_S + 1e9 + i, 1.0 + 0.1 * rng.random()) for i, t in enumerate(ticks)]
+    ticks += [
+        Tick(t.series, START_S + 1e9 + i, 1.0 + 0.1 * rng.random(), None, more()) for i, t in enumerate(ticks)
+    ]
     issued, _ = play(fold, ticks, 50)
     for part in issued:
         quantiles = part.last[:, None, None] + part.offset
@@ -256,21 +284,23 @@ def test_after_a_swap_the_carry_depends_on_the_window_and_the_new_model_alone() 
     assert not np.allclose(carries[0], carries[3], atol=0.05)
 
 
-def test_rewarming_is_running_the_window_through_the_network() -> None:
-    fold, served = make_fold(), make_model()
+@pytest.mark.parametrize("spec", [SPEC, COVERED])
+def test_rewarming_is_running_the_window_through_the_network(spec: ModelSpec) -> None:
+    fold, served = make_fold(spec), make_model(spec=spec)
     fold.swap(served)
-    play(fold, walk("a", 3 * SPEC.context_length))
+    play(fold, accompanied(walk("a", 3 * SPEC.context_length), spec))
     idx = jnp.asarray([0])
-    found = advance.rewarm(SPEC, fold._default.serving, fold.rows, idx)
+    found = advance.rewarm(spec, fold._default.serving, fold.rows, idx)
     count, time = int(fold.rows.count[0]), SPEC.context_length
 
     def newest(column: object, n: int) -> np.ndarray:
         ring = np.asarray(column[0], np.float64)  # type: ignore[index]
         return ring[np.arange(count - n, count) % len(ring)]
 
-    log_scale, log_dt, week = newest(fold.rows.trace, time).T
+    log_scale, log_dt, week, *signals = newest(fold.rows.trace, time).T
+    assert len(signals) == spec.inputs - features.RECURRENT
     dts = np.exp(log_dt)
-    running = features.unpack(fold.rows.running[:1, :-2])
+    running = features.unpack(fold.rows.running[:1, : features.RUNNING])
     later = np.append(np.cumsum(dts[::-1])[::-1][1:], 0.0)
     values = newest(fold.rows.value, time + features.LEAD) if count >= time + features.LEAD else None
     if values is None:
@@ -288,7 +318,9 @@ def test_rewarming_is_running_the_window_through_the_network() -> None:
         running,
         features.Season(jnp.zeros(1, jnp.int32), none),
     )
-    carry, _ = model.unroll(SPEC, served.params, model.initial_carry(SPEC, 1), xs)
+    told = jnp.asarray(np.reshape(signals, (len(signals), time)).T[None], jnp.float32)
+    xs = jnp.concatenate([xs, told], axis=2)
+    carry, _ = model.unroll(spec, served.params, model.initial_carry(spec, 1), xs)
     np.testing.assert_allclose(found, carry, atol=1e-3)
 
 
@@ -308,14 +340,15 @@ def test_a_swap_leaves_what_was_said_alone_and_goes_on_finite() -> None:
     assert set(statuses(after[1])) == {OK}
 
 
-def test_a_swap_at_the_same_offset_is_the_same_however_the_log_is_cut() -> None:
-    log = merged(walk("a", 40), walk("b", 10, 1), walk("c", 40, 2))
+@pytest.mark.parametrize("spec", [SPEC, COVERED])
+def test_a_swap_at_the_same_offset_is_the_same_however_the_log_is_cut(spec: ModelSpec) -> None:
+    log = accompanied(merged(walk("a", 40), walk("b", 10, 1), walk("c", 40, 2)), spec)
     found = []
     for batch in (4, 100):
-        fold = make_fold()
-        fold.swap(make_model())
+        fold = make_fold(spec)
+        fold.swap(make_model(spec=spec))
         issued = play(fold, log[:37], batch)[0]
-        fold.swap(make_model("v2", 2))
+        fold.swap(make_model("v2", 2, spec))
         found.append(issued + play(fold, log[37:], batch, first=37)[0])
     same_forecasts(*found, CLOSE)
 
@@ -359,6 +392,8 @@ def test_a_network_of_another_shape_is_refused_and_of_another_cell_adopted() -> 
     with pytest.raises(ValueError, match="spec"):
         fold.swap(make_model("v2", spec=other))
     assert not fold.takes(SPEC.model_copy(update={"horizon": 4}))
+    assert not fold.takes(COVERED)
+    assert not make_fold(COVERED).takes(COVERED.model_copy(update={"covariates": ("wind", "load")}))
     assert fold.takes(other)
     fold.adopt(other, make_fold(other)._programs)
     fold.swap(make_model("v2", spec=other))

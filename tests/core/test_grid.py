@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,6 +100,15 @@ def test_a_gap_is_filled_and_its_fillers_answer_nobody() -> None:
         Step(30.0, 4.0, -1, False),
         Step(40.0, 6.0, 1, False),
     ]
+
+
+def test_a_bar_has_the_covariates_of_its_latest_tick_and_a_filler_none() -> None:
+    spec = GridSpec(interval_s=10, lateness_s=5, aggregate="mean")
+    ticks = [(8, (1.0, math.nan)), (3, (2.0, 3.0)), (27, (4.0, 5.0)), (45, (6.0, 7.0))]
+    _, steps = bars([Tick("a", time_s, 0.0, None, more) for time_s, more in ticks], spec)
+    np.testing.assert_array_equal(
+        [step.covariates for step in steps], [[1, math.nan], [math.nan] * 2, [4, 5]]
+    )
 
 
 def test_nothing_adds_up_to_nothing() -> None:

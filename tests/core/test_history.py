@@ -25,7 +25,7 @@ from forecaster.core.model import Card, Model, ModelSpec
 from forecaster.core.table import SeriesSpec
 from forecaster.core.tick import Tick
 
-SHAPE = ModelSpec(hidden=8, horizon=3, warm_up=4, context_length=16)
+SHAPE = ModelSpec(hidden=8, horizon=3, warm_up=4, context_length=16, covariates=("load", "wind"))
 SPEC = HistorySpec(burn_in=4, span=8, holdout_ratio=0.25)
 NO_PERIODS = np.zeros(features.SEASONS, np.int32)
 PERIODS = np.array([7, 5, 0, 0, 0, 0], np.int32)
@@ -43,6 +43,13 @@ def seasonal(steps: int, period: float, noise: float, seed: int = 0) -> Slice:
     return Slice(
         f"s{seed}", 1.7e9 + 3600.0 * t, np.sin(2 * np.pi * t / period) + noise * rng.normal(size=steps)
     )
+
+
+def accompanied(part: Slice, seed: int = 0) -> Slice:
+    """The same with two covariates, now and then missing."""
+    rng = np.random.default_rng(seed)
+    numbers = rng.normal(size=(len(part.value), 2)) * [1.0, 1e6]
+    return part._replace(covariates=np.where(rng.random(numbers.shape) < 0.2, np.nan, numbers))
 
 
 def naive_scales(value: np.ndarray) -> list[float]:
@@ -122,7 +129,10 @@ def lent_right(part: Slice, shape: ModelSpec) -> Slice:
 @pytest.mark.slow
 def test_inputs_are_those_that_serving_makes() -> None:
     """Fold a messy history tick by tick; the carry is that of the network run over the inputs made here."""
-    shape, periods = SHAPE.model_copy(update={"context_length": 64}), np.array([24, 12, 0, 0, 0, 0], np.int32)
+    shape, periods = (
+        SHAPE.model_copy(update={"context_length": 64}),
+        np.array([24, 12, 0, 0, 0, 0], np.int32),
+    )
     counter = walk(700, 3, "counter", 0.2)
     history = [
         walk(700, 1, "walk", 1e-5),
@@ -131,14 +141,15 @@ def test_inputs_are_those_that_serving_makes() -> None:
             value=np.floor(counter.value) + 0.01 * np.minimum(np.arange(700), 5)
         ),  # hardly ever moves
     ]
-    history = [lent_right(part, shape) for part in history]
+    history = [accompanied(lent_right(part, shape), i) for i, part in enumerate(history)]
     served = Model(shape, model.init(shape, 1), jnp.asarray(periods), Card(version="1"))
     fold = Fold(shape, SeriesSpec(max_series=8, idle_s=1e9), GridSpec(), shapes=[Shape(4, 8, 5, 12)])
     fold.swap(served)
     for begin in range(0, 700, 100):
         for part in history:
             some = slice(begin, begin + 100)
-            ticks = [Tick(part.series, *at) for at in zip(part.time_s[some], part.value[some], strict=True)]
+            columns = part.time_s[some], part.value[some], np.asarray(part.covariates)[some].tolist()
+            ticks = [Tick(part.series, t, v, None, tuple(more)) for t, v, more in zip(*columns, strict=True)]
             fold.admit(0, range(len(ticks)), ticks)
         fold.run()
     examples = prepare(history, HistorySpec(), shape, periods)
@@ -170,10 +181,10 @@ def test_what_comes_after_the_split_changes_nothing_that_is_trained_on() -> None
 @settings(max_examples=10, deadline=None)
 @given(cut=st.integers(20, 99))
 def test_inputs_up_to_a_step_depend_on_nothing_after_it(cut: int) -> None:
-    part = seasonal(100, 7, 0.3)
-    changed = part.value.copy()
-    changed[cut:] += 3.0
-    one, other = (prepare([part._replace(value=v)], SPEC, SHAPE, PERIODS) for v in (part.value, changed))
+    part = accompanied(seasonal(100, 7, 0.3))
+    later = np.arange(100) >= cut
+    changed = Slice("s0", part.time_s, part.value + 3.0 * later, part.covariates + 3.0 * later[:, None])  # type: ignore[operator]
+    one, other = (prepare([which], SPEC, SHAPE, PERIODS) for which in (part, changed))
     np.testing.assert_array_equal(one.inputs[:cut], other.inputs[:cut])
     np.testing.assert_array_equal(one.direct[:cut], other.direct[:cut])
 

@@ -13,7 +13,7 @@ from forecaster.core.promote import Losses, PromoteSpec, Reason, Retrained, deci
 from forecaster.core.train import Failure, TrainSpec
 
 SPEC = PromoteSpec(margin_ratio=0.01)
-SHAPE = ModelSpec(hidden=8, horizon=3, warm_up=8, context_length=32, dropout=0.0)
+SHAPE = ModelSpec(hidden=8, horizon=3, warm_up=8, context_length=32, dropout=0.0, covariates=("driver",))
 TRAIN = TrainSpec(burn_in=16, span=32, steps=100, learning_rate=5e-3, patience=2)
 
 
@@ -130,11 +130,41 @@ def test_a_model_without_a_version_does_not_serve() -> None:
 
 
 @pytest.mark.slow
-def test_a_model_of_another_horizon_is_replaced_without_comparison() -> None:
-    other = ModelSpec(hidden=8, horizon=5, warm_up=8, context_length=32)
-    result = retrain(sines(), TRAIN, SHAPE, SPEC, untrained(other)._replace(card=Card(version="old")))
+@pytest.mark.parametrize("other", [{"horizon": 5}, {"covariates": ()}])
+def test_a_model_of_another_horizon_or_other_covariates_is_replaced_without_comparison(
+    other: dict[str, object],
+) -> None:
+    old = untrained(SHAPE.model_copy(update=other))._replace(card=Card(version="old"))
+    result = retrain(sines(), TRAIN, SHAPE, SPEC, old)
     assert isinstance(result, Retrained)
     assert result.decision.reason is Reason.REPLACES
+
+
+def driven(steps: int = 400, series: int = 4) -> list[Slice]:
+    """Each value is what the covariate was three steps before, and a little noise; in other units in every series."""
+    rng = np.random.default_rng(5)
+    drivers = [rng.normal(size=(steps, 1)) for _ in range(series)]
+    return [
+        Slice(
+            f"d{i}",
+            1.7e9 + 60.0 * np.arange(steps),
+            10.0**i * (5 + np.roll(driver[:, 0], 3) + 0.2 * rng.normal(size=steps)),
+            10.0 ** (3 - 2 * i) * (driver - 2),
+        )
+        for i, driver in enumerate(drivers)
+    ]
+
+
+@pytest.mark.slow
+def test_what_follows_a_covariate_is_foretold_by_the_network_that_sees_it() -> None:
+    """As far ahead as it tells: for the third step now, for the first one from memory."""
+    spec = TRAIN.model_copy(update={"steps": 300, "learning_rate": 2e-2, "patience": 4})
+    losses = []
+    for history in (driven(), [part._replace(covariates=None) for part in driven()]):
+        result = retrain(history, spec, SHAPE, SPEC)
+        assert isinstance(result, Retrained)
+        losses.append(result.decision.losses.candidate)
+    assert losses[0] < 0.4 * losses[1]
 
 
 def test_an_empty_log_or_one_that_is_left_out_gives_no_data() -> None:

@@ -18,7 +18,19 @@ from forecaster.core.model import Model
 from forecaster.core.pages import Page, Replay
 from forecaster.core.table import KINDS, Rows, Series
 from forecaster.core.tick import Tick
-from tests.folds import CLOSE, ROWS, START_S, by_source, make_fold, make_model, same_column, walk
+from tests.folds import (
+    CLOSE,
+    COVERED,
+    ROWS,
+    SPEC,
+    START_S,
+    accompanied,
+    by_source,
+    make_fold,
+    make_model,
+    same_column,
+    walk,
+)
 
 
 class Swap(NamedTuple):
@@ -135,26 +147,28 @@ def lively(ticks: int, seed: int, series: int = 8) -> list[Tick]:
     return log
 
 
-GRIDS = {
-    "ticks": GridSpec(),
-    "bars": GridSpec(interval_s=40.0, lateness_s=20.0),
-    "bars of the partition": GridSpec(interval_s=40.0, close_by="partition"),
+CASES = {
+    "ticks": (GridSpec(), SPEC),
+    "ticks with covariates": (GridSpec(), COVERED),
+    "bars": (GridSpec(interval_s=40.0, lateness_s=20.0), COVERED),
+    "bars of the partition": (GridSpec(interval_s=40.0, close_by="partition"), SPEC),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("batches", [(7, 7), (5, 300)])
 def test_from_pages_and_the_log_comes_the_state_of_a_run_that_was_never_interrupted(
-    grid: str, batches: tuple[int, int]
+    case: str, batches: tuple[int, int]
 ) -> None:
     """Three models, pages of four buckets at different offsets, and two deaths."""
-    log = lively(900, seed=3)
-    swaps = [Swap(0, make_model("v1")), Swap(390, make_model("v2", 2)), Swap(640, make_model("v3", 3))]
+    grid, spec = CASES[case]
+    log = accompanied(lively(900, seed=3), spec)
+    swaps = [Swap(at, make_model(f"v{n}", n, spec)) for n, at in enumerate((0, 390, 640), 1)]
 
     def fresh() -> Fold:
         one = [Shape(ROWS, 8, 1, 1)]  # all batches run in one program
-        return make_fold(grid=GRIDS[grid], idle_s=1000.0, shapes=one)
+        return make_fold(spec, grid, idle_s=1000.0, shapes=one)
 
     never, kept = fresh(), Kept({}, {})
     expected = drive(never, log, 0, len(log), swaps, batches[0])
@@ -232,6 +246,8 @@ def test_pages_of_a_network_of_another_size_are_taken_over_without_their_carries
     wider = make_fold(make_fold().spec.model_copy(update={"hidden": 12}))
     (page,), _ = decoded(kept)
     assert page.layout == snapshot.layout(wider)
+    others = [COVERED, COVERED.model_copy(update={"covariates": ("wind", "load")})]
+    assert len({page.layout, *(snapshot.layout(make_fold(spec)) for spec in others)}) == 3
     snapshot.load(wider, 0, page)
     (row,) = wider.read(np.array([wider.index.partitions[0]["a"].row], np.int32))[0]
     assert row == 30

@@ -12,6 +12,7 @@ HORIZON, CONTEXT, MEMORY = 3, 5, 7
 LAYOUT = Layout(
     memory=MEMORY,
     context=CONTEXT,
+    trace=3,
     carry=2,
     horizon=HORIZON,
     levels=3,

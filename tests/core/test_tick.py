@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +42,25 @@ def test_configured_names_covariates_and_sequence() -> None:
     body = {"id": "x", "at": 5, "v": 1, "n": 7, "temp": 20.5, "load": 3}
     spec = {"series": "id", "time": "at", "value": "v", "sequence": "n", "covariates": ("load", "temp")}
     assert accepted(body, **spec) == Tick("x", 5.0, 1.0, 7, (3.0, 20.5))
+
+
+@pytest.mark.parametrize("more", [{}, {"temp": None}, {"temp": math.nan}])
+def test_a_covariate_may_be_missing(more: dict[str, Any]) -> None:
+    tick = accepted({**GOOD, "load": 3, **more}, covariates=("load", "temp"))
+    np.testing.assert_array_equal(tick.covariates, [3.0, math.nan])
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ("1", Reason.WRONG_TYPE),
+        (True, Reason.WRONG_TYPE),
+        ([1], Reason.WRONG_TYPE),
+        (-math.inf, Reason.NOT_FINITE),
+    ],
+)
+def test_a_covariate_that_is_no_number_is_a_mistake(raw: object, reason: Reason) -> None:
+    assert refused({**GOOD, "load": raw}, covariates=("load",)).reason is reason
 
 
 def test_series_from_the_key_and_time_from_the_record() -> None:
@@ -192,6 +212,7 @@ def test_messages_quote_the_culprit_without_control_characters() -> None:
         {"series": "x", "value": "x"},
         {"covariates": ("value",)},
         {"covariates": ("",)},
+        {"covariates": tuple(map(str, range(33)))},
         {"same_time": "sequence"},
         {"minimum": 1.0, "maximum": 1.0},
         {"value": ""},
@@ -244,4 +265,5 @@ def check(answer: Tick | Reject) -> None:
         return
     assert 0 < len(answer.series) <= 256
     assert answer.series.encode()
-    assert all(map(math.isfinite, (answer.time_s, answer.value, *answer.covariates)))
+    assert all(map(math.isfinite, (answer.time_s, answer.value)))
+    assert not any(map(math.isinf, answer.covariates))

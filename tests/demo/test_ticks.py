@@ -25,6 +25,11 @@ def test_ticks_come_in_time_order_whatever_the_order_of_rows_and_columns(tmp_pat
     ]
 
 
+def test_further_columns_go_along_as_far_as_they_are_filled(tmp_path: Path) -> None:
+    path = written(tmp_path, "series,ts,value,load\na,1,2,3\na,2,4,\n")
+    assert [sample.more for sample in read_csv(path)] == [{"load": 3.0}, {}]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -59,6 +59,8 @@ def test_configured_names_and_other_columns(tmp_path: Path) -> None:
     path = write(tmp_path, "ts,id,temp,v\n2020-01-01T00:00:00Z,a,21.5,.5\n")
     spec = TickSpec(series="id", value="v", covariates=("temp",))
     assert decoded(read_ticks(path, spec), spec) == [Tick("a", 1_577_836_800.0, 0.5, None, (21.5,))]
+    with pytest.raises(DataError, match="no column 'wind'; there are 'ts', 'id', 'temp', 'v'"):
+        read_ticks(path, spec.model_copy(update={"covariates": ("wind",)}))
     ours = write(tmp_path, "series,ts,value\n7,5,1\n")
     spec = TickSpec(series="id", value="v", time="at")
     assert decoded(read_ticks(ours, spec), spec) == [Tick("7", 5.0, 1.0)]

@@ -145,7 +145,7 @@ def test_the_job_of_a_configuration_holds_each_stage_s_part_and_can_be_read_back
     assert (job.train["steps"], job.promote) == (7, {"margin_ratio": 0.5})
     assert job.spans == [("a", 1.0, 2.0)]
     assert KafkaSpec.model_validate(job.source.kafka) == config.kafka
-    assert ModelSpec.model_validate(job.model) == config.model
+    assert ModelSpec.model_validate(job.model) == config.network
 
 
 def test_secrets_are_revealed_to_the_pipe_alone() -> None:
