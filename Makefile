@@ -8,7 +8,7 @@ OUT ?= backtest
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test demo bench accuracy faults docs lock clean
+.PHONY: help setup check format test demo bench accuracy faults soak docs lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ accuracy: setup ## backtest every CSV of DATA=folder, keep the scores in docs/ac
 
 faults: setup ## every fault of the catalogue, several seeds, an hour and more; writes docs/faults.md
 	$(BIN)/python -m tests.faults $(ARGS)
+
+soak: setup ## an hour of ordinary work, and whether anything grows (ARGS="--minutes 10"); adds to docs/faults.md
+	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 docs: setup ## write what of docs/ is made from the code
 	$(BIN)/python tools/docs.py

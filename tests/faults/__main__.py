@@ -1,45 +1,23 @@
 """`python -m tests.faults`: the whole catalogue with several seeds, and its report, docs/faults.md.
 
-Results are kept in .cache/faults.json, so that a long catalogue can be run in parts (`--add -k word`).
+A long catalogue can be run in parts (`--add -k word`).
 """
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import sys
 import time
-from collections import Counter
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.faults.catalogue import FAULTS, LAWS
-
-ROOT = Path(__file__).resolve().parents[2]
-REPORT = ROOT / "docs" / "faults.md"
-KEPT = ROOT / ".cache" / "faults.json"
-HEAD = """\
-# Faults
-
-Written by `make faults`, which does these faults to real workers on Apache Kafka and asks an oracle that knows nothing
-of them what they ought to have answered (`tests/faults`). Continuous integration runs a selection with one seed. A row
-counts what was done in the runs that are named here, and nothing else. The laws are those of `tests/faults`; tests of
-other folders that are counted here (`tests/faults/catalogue.py` names them) assert what they are called after. What one
-test does for several faults together is counted for each of them.
-"""
+from tests.faults.catalogue import FAULTS
+from tests.faults.report import Findings, stamp
 
 
-class Results:
-    """A pytest plugin: how often each fault was tried, and which tests failed."""
+class Notes:
+    """A pytest plugin: writes down what becomes of the tests, by the faults that they do."""
 
-    def __init__(self) -> None:
-        self.runs: list[str] = []
-        self.tried: Counter[str] = Counter()
-        self.failed: dict[str, list[str]] = {}
+    def __init__(self, findings: Findings) -> None:
+        self._findings = findings
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         """Note on each test which faults it does."""
@@ -51,33 +29,14 @@ class Results:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count; a fixture that fails counts as well."""
         noted = dict(report.user_properties)
+        test = report.nodeid.rpartition("::")[2]
         for name in str(noted.get("faults", "")).split():
             if report.when == "teardown":
-                self.tried[name] += int(str(noted.get("tried", 1)))
+                self._findings.tried[name] += int(str(noted.get("tried", 1)))
             if not report.passed:
-                self.failed.setdefault(name, []).append(
-                    f"{report.nodeid.rpartition('::')[2]} ({report.outcome})"
-                )
-
-    def add(self, kept: dict[str, Any]) -> None:
-        """What earlier runs have found goes before this one's."""
-        self.runs = kept["runs"] + self.runs
-        self.tried.update(kept["tried"])
-        for name, failed in kept["failed"].items():
-            self.failed[name] = failed + self.failed.get(name, [])
-
-    def page(self) -> str:
-        """The report."""
-        laws = [f"* **{name}** {law}" for name, law in LAWS.items()]
-        table = ["| | fault | tried | laws checked | result |", "|---|---|---:|---|---|"]
-        for name, fault in FAULTS.items():
-            tried, failed = self.tried[name], self.failed.get(name)
-            verdict = "not tried" if not tried else "held" if not failed else "FAILED: " + "; ".join(failed)
-            table.append(
-                f"| {name} | {fault.what} | {tried or ''} | {fault.laws if tried else ''} | {verdict} |"
-            )
-        runs = [f"* {run}" for run in self.runs]
-        return "\n".join([HEAD, *table, "", "## Laws", "", *laws, "", "## Runs", "", *runs, ""])
+                self._findings.failure(name, test)
+            elif report.when == "call":
+                self._findings.passed(name, test)
 
 
 def main() -> int:
@@ -92,7 +51,7 @@ def main() -> int:
     parser.add_argument("--add", action="store_true", help="to the results of earlier runs")
     given, more = parser.parse_known_args()
     seeds = range(given.first, given.first + given.seeds)
-    results = Results()
+    findings = Findings.kept() if given.add else Findings()
     began_s = time.monotonic()
     code = pytest.main(
         [
@@ -105,25 +64,13 @@ def main() -> int:
             "--timeout=3600",
             *more,
         ],
-        plugins=[results],
+        plugins=[Notes(findings)],
     )
-    results.runs.append(_run(seeds, time.monotonic() - began_s, more))
-    KEPT.parent.mkdir(exist_ok=True)
-    if given.add and KEPT.exists():
-        results.add(json.loads(KEPT.read_text()))
-    KEPT.write_text(json.dumps(vars(results)))
-    REPORT.write_text(results.page(), encoding="utf-8")
-    return int(code)
-
-
-def _run(seeds: range, seconds: float, more: list[str]) -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     only = f" ({' '.join(more)})" if more else ""
-    return (
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit or 'unknown'}, {os.cpu_count()} cores, Python"
-        f" {platform.python_version()}, seeds {seeds[0]} to {seeds[-1]}, {seconds:.0f} s{only}"
-    )
+    seconds = time.monotonic() - began_s
+    findings.runs.append(f"{stamp()}, seeds {seeds[0]} to {seeds[-1]}, {seconds:.0f} s{only}")
+    findings.keep()
+    return int(code)
 
 
 if __name__ == "__main__":

@@ -26,14 +26,22 @@ Message = tuple[int, bytes | None]
 
 
 class Ticks:
-    """An endless sequence of messages; the same for the same seed."""
+    """An endless sequence of messages; the same for the same seed.
 
-    def __init__(self, seed: int, partitions: int) -> None:
+    Each of the `series` of a partition makes room for another one after `life` ticks, where that is not 0.
+    """
+
+    def __init__(self, seed: int, partitions: int, series: int = SERIES, life: int = 0) -> None:
         self._random = random.Random(seed)
-        self._partitions = partitions
+        self._partitions, self._series, self._life = partitions, series, life
         self._time_s = START_S
         self._steps: Counter[str] = Counter()
         self._last: dict[int, bytes] = {}
+
+    @property
+    def born(self) -> int:
+        """Series so far."""
+        return sum(1 + (steps // self._life if self._life else 0) for steps in self._steps.values())
 
     def next(self) -> Message:
         """One more."""
@@ -43,9 +51,13 @@ class Ticks:
         if draw < 0.03:
             return partition, self._random.choice(BAD)
         self._time_s += self._random.uniform(0.01, 1.0)
-        series = f"s{partition}{self._random.randrange(SERIES)}"
+        place = self._random.randrange(self._series)
+        series = f"s{partition}{place}"
+        step = self._steps[series]
         self._steps[series] += 1
         cycle = math.sin(2 * math.pi * self._steps[series] / CYCLE)
+        if self._life:  # staggered, so that they do not all change at once
+            series += f".{(step + place * self._life // self._series) // self._life}"
         value = 100.0 + 10.0 * cycle + self._random.gauss(0.0, 0.5)
         late_s = 1000.0 if draw > 0.98 else 0.0
         tick = json.dumps({"series": series, "ts": self._time_s - late_s, "value": value}).encode()

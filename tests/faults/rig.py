@@ -86,6 +86,7 @@ class Rig:
         delivery: str,
         settings: Settings | None = None,
         partitions: int = PARTITIONS,
+        ticks: Ticks | None = None,
     ) -> None:
         self.cluster, self.proxies, self.proxy = stage.cluster, stage.proxies, stage.proxies[0]
         self.random = random.Random(seed)
@@ -97,7 +98,7 @@ class Rig:
         """Ticks that workers cannot read, and have to pass over."""
         self.group = self.topics.ticks.replace("ticks", "group")
         self.workers: list[Worker] = []
-        self.ticks = Ticks(seed, partitions)
+        self.ticks = ticks or Ticks(seed, partitions)
         self._stage, self._path, self._delivery, self._partitions = stage, path, delivery, partitions
         self._settings = settings or {}
         self._temporary: dict[Worker, Path] = {}
