@@ -33,6 +33,10 @@ _TRANSACTION = "tests/broker/test_kafka_transaction.py::"
 _DELIVERY = "tests/broker/test_kafka_delivery.py::"
 _PROCESS = "tests/test_process.py::"
 _HTTP = "tests/shell/test_http.py::"
+_STATE = (
+    "tests/shell/test_state.py::"
+    "test_pages_that_cannot_be_used_are_counted_and_their_series_rebuilt_from_the_log"
+)
 _RETRAIN = "tests/shell/test_retrain.py::"
 
 FAULTS = {
@@ -67,9 +71,11 @@ FAULTS = {
     ),
     "T10": Fault("a slow way to the broker: 1 s there and back, 50 KB/s", _EVERY),
     "T11": Fault("messages of a transaction are lost until the delivery timeout", _EVERY),
-    "T12": Fault("scripted producer errors (out of order sequence, unknown producer)", "I2"),
+    "T12": Fault("answers to a producer claim that its sequence, identity or epoch is wrong", _EVERY),
     "T13": Fault("the group forgets a worker that has work in flight", _EVERY),
-    "T14": Fault("scripted coordinator errors (loading, moved, concurrent transactions)", "I6"),
+    "T14": Fault(
+        "a coordinator says that it is loading, has moved, or is busy with another transaction", _EVERY
+    ),
     "T15": Fault("a second worker joins and leaves, again and again", _EVERY),
     "T16": Fault(
         "half of the partitions are handed over in the middle of the work",
@@ -79,14 +85,18 @@ FAULTS = {
             _DELIVERY + "test_joining_and_leaving_repeats_at_most_one_batch",
         ),
     ),
-    "T17": Fault("the rebalance listener raises or takes 10 s", "I6"),
+    "T17": Fault(
+        "the client's callbacks raise; one that takes long is not tried",
+        "I6",
+        ("tests/shell/test_kafka_source.py::test_whatever_comes_out_of_the_client_ends_in_a_new_one",),
+    ),
     "T18": Fault("names are resolved slowly, wrongly, or not at all", "I6"),
     "T19": Fault(
         "wrong credentials (SASL); TLS and rights are not tried",
         "I8 I9",
         ("tests/broker/test_kafka_security.py",),
     ),
-    "T20": Fault("the topic is deleted and made again", "I8"),
+    "T20": Fault("the topic is deleted and made again", "I6 I9"),
     "T21": Fault("the ticks topic gets more partitions", _EVERY),
     "T22": Fault(
         "retention has removed the committed offset",
@@ -112,16 +122,36 @@ FAULTS = {
             _DELIVERY + "test_a_worker_may_stop_at_what_it_cannot_read",
         ),
     ),
-    "T27": Fault("a batch that inflates to gigabytes", "I7"),
+    "T27": Fault(
+        "a record that kills whoever reads it; a batch that inflates to gigabytes is not tried",
+        "I1 I8",
+        ("tests/broker/test_poison.py",),
+    ),
     "T28": Fault("denormal, huge, constant and negative-zero values", _EVERY),
     "T29": Fault("fields that are added, renamed, or of another type", _EVERY),
     "T30": Fault("duplicates, late ticks, equal times: part of the load of every test", _EVERY),
     "T31": Fault("event times ten years ahead and ten years ago", _EVERY),
-    "T32": Fault("more series than there is room for", "I1 I7"),
+    "T32": Fault(
+        "more series than there is room for",
+        "I1 I7",
+        (
+            "tests/core/test_fold.py::test_over_the_cap_ticks_are_told_and_the_others_served",
+            "tests/core/test_snapshot.py::test_series_that_find_no_row_are_left_out",
+            "tests/test_flow.py::test_the_cap_is_an_outcome_and_not_a_silence",
+        ),
+    ),
     "T33": Fault("one series has nearly all ticks", _EVERY),
     "T34": Fault("no file can grow: temporary, compiled programs, log", _EVERY),
-    "T35": Fault("damaged, cut, foreign and future records on the state topic", "I4 I8"),
-    "T36": Fault("state records newer than the committed offset, or of another group", "I4"),
+    "T35": Fault(
+        "damaged, cut, foreign and future records on the state topic",
+        "I4 I8",
+        (
+            _STATE,
+            "tests/core/test_pages.py::test_bytes_that_were_cut_or_changed_are_refused",
+            "tests/core/test_pages.py::test_bytes_of_somebody_else_are_refused",
+        ),
+    ),
+    "T36": Fault("state records newer than the committed offset, or of another group", "I4 I8", (_STATE,)),
     "T37": Fault("a trainer is killed between a model and its serving record", _EVERY),
     "T38": Fault(
         "a trainer is killed, hangs, grows",
@@ -171,8 +201,12 @@ FAULTS = {
         ),
     ),
     "T44": Fault("batches of every size: nothing is compiled after the start", _EVERY),
-    "T45": Fault("descriptors, threads and CPU run out", "I6"),
-    "T46": Fault("a soak of hours", "I7"),
-    "T47": Fault("an upgrade and a downgrade", "I4"),
+    "T45": Fault("descriptors and CPU run out; threads are not tried", _EVERY),
+    "T46": Fault("a soak: see below", _EVERY),
+    "T47": Fault(
+        "state that an earlier release wrote is read; a downgrade is not tried",
+        "I4",
+        ("tests/core/test_pages.py::test_what_was_written_once_can_still_be_read",),
+    ),
     "T48": Fault("two versions at once", "I5"),
 }

@@ -9,6 +9,7 @@ a request begins and what kind it is, so that one kind can get lost while all ot
     proxy.black_hole()             nothing arrives, nothing is refused
     proxy.lose_requests(PRODUCE)   these are never answered, and did not happen
     proxy.lose_answers(END_TXN)    these are never answered, and did happen
+    proxy.answer_with(END_TXN, 51) the next one happens, and its answer says that it failed with this code
     proxy.damage(b"marker")        answers that carry this have a bit turned over in it
     proxy.half_close()             the broker's half of each connection ends, the client's does not
     proxy.refuse()                 connections are reset, new ones too
@@ -24,8 +25,12 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 
-PRODUCE, FETCH, OFFSET_COMMIT, HEARTBEAT, END_TXN, TXN_OFFSET_COMMIT = 0, 1, 8, 12, 26, 28
+PRODUCE, FETCH, OFFSET_COMMIT, HEARTBEAT, ADD_OFFSETS, END_TXN = 0, 1, 8, 12, 25, 26
 """Kinds of requests (api keys of Kafka's protocol)."""
+
+_FLEXIBLE = {PRODUCE: 9, HEARTBEAT: 4, ADD_OFFSETS: 3, END_TXN: 3}
+"""From which version on answers of a kind have tagged fields in their head; older ones are not asked for."""
+_PRODUCE_BY_ID = 13  # from this version on, topics have ids instead of names
 
 LOOPBACK = "127.0.0.1"
 _MOST_WAITING = 1000  # frames of one direction of one connection
@@ -36,7 +41,9 @@ class _Link:
 
     def __init__(self, client: asyncio.StreamWriter, broker: asyncio.StreamWriter) -> None:
         self.client, self.broker = client, broker
-        self.kinds: dict[int, int] = {}  # correlation id -> kind, of requests without answer
+        self.asked: dict[
+            int, tuple[int, int]
+        ] = {}  # correlation id -> kind and version, without answer so far
         self.half_closed = False
 
     def reset(self) -> None:
@@ -56,6 +63,7 @@ class Proxy:
         self._port, self._upstream = port, upstream
         self._requests_lost: frozenset[int] = frozenset()
         self._answers_lost: frozenset[int] = frozenset()
+        self._errors: dict[int, int] = {}
         self._damaged: bytes | None = None
         self._refusing = False
         self._links: set[_Link] = set()
@@ -91,6 +99,10 @@ class Proxy:
         """Requests of these kinds arrive; their answers do not."""
         self._answers_lost = frozenset(kinds)
 
+    def answer_with(self, kind: int, code: int) -> None:
+        """The next request of this kind is carried out, and answered with an error; it is counted in `lost`."""
+        self._errors[kind] = code
+
     def damage(self, marker: bytes) -> None:
         """Turn a bit of every `marker` that the broker sends."""
         self._damaged = marker
@@ -119,6 +131,7 @@ class Proxy:
         """Everything passes again."""
         self.delay_s, self.bytes_per_s = 0.0, float("inf")
         self._requests_lost = self._answers_lost = frozenset()
+        self._errors.clear()
         self._damaged, self._refusing = None, False
         self._loop.call_soon_threadsafe(self._passing.set)
 
@@ -191,20 +204,23 @@ class Proxy:
             halves.create_task(give())
 
     def _request(self, link: _Link, frame: bytes) -> bytes | None:
-        kind, _, correlation = struct.unpack_from(">hhi", frame)
+        kind, version, correlation = struct.unpack_from(">hhi", frame)
         if kind in self._requests_lost:
             self.lost[kind] += 1
             return None
-        link.kinds[correlation] = kind
+        link.asked[correlation] = kind, version
         return frame
 
     def _answer(self, link: _Link, frame: bytes) -> bytes | None:
-        kind = link.kinds.pop(struct.unpack_from(">i", frame)[0], None)
+        kind, version = link.asked.pop(struct.unpack_from(">i", frame)[0], (None, 0))
         if link.half_closed:
             return None
         if kind is not None and kind in self._answers_lost:
             self.lost[kind] += 1
             return None
+        if kind in self._errors:
+            self.lost[kind] += 1
+            return _with_error(kind, version, frame, self._errors.pop(kind))
         if self._damaged and kind == FETCH:
             turned = bytes([self._damaged[0] ^ 1]) + self._damaged[1:]
             return frame.replace(self._damaged, turned)
@@ -212,3 +228,18 @@ class Proxy:
 
     def _do(self, step: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(step, self._loop).result(10.0)
+
+
+def _with_error(kind: int, version: int, frame: bytes, code: int) -> bytes:
+    """The answer with another error code: the only one it has, or that of its first partition."""
+    assert version >= _FLEXIBLE[kind], f"version {version} of kind {kind} is too old"
+    at = 5  # correlation id, no tagged fields
+    if (
+        kind == PRODUCE
+    ):  # topics [name or id, partitions [number, error]]; lengths are below 128: one byte each
+        at += 1
+        at += 16 if version >= _PRODUCE_BY_ID else frame[at]
+        at += 1 + 4
+    else:
+        at += 4  # throttle time
+    return frame[:at] + struct.pack(">h", code) + frame[at + 2 :]

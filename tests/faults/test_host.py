@@ -1,6 +1,9 @@
 """What the machine and its operator do: full disks, signals at any time, trainers that die, hang and grow."""
 
 import signal
+import socket
+import time
+from contextlib import ExitStack
 
 import psutil
 import pytest
@@ -9,7 +12,7 @@ from forecaster.shell.crash import Point
 from tests.daemons import Worker
 from tests.faults import oracle
 from tests.faults.conftest import BOTH, MakeRig
-from tests.faults.rig import Rig
+from tests.faults.rig import STEPS, Rig
 
 TRAINING = {"burn_in": 4, "span": 8, "steps": 20, "evaluate_every": 5, "cooldown_s": 0}
 
@@ -87,6 +90,40 @@ def test_every_disk_is_full(make_rig: MakeRig, delivery: str) -> None:
             lambda: any(b'"outcome"' in r.value for r in oracle.consume(rig.servers, rig.topics.control))
         )
         rig.progress()
+        rig.verify()
+
+
+@pytest.mark.catalogue
+@pytest.mark.fault("T45")
+@BOTH
+def test_no_descriptor_is_left(make_rig: MakeRig, delivery: str) -> None:
+    """Clients of its HTTP port hold as many as they can; its connections to the broker are cut meanwhile."""
+    with make_rig(delivery) as rig, ExitStack() as held:
+        rig.load()
+        worker = rig.start(prefix=["prlimit", "--nofile=64"])
+        rig.progress()
+        for _ in range(100):
+            held.enter_context(socket.create_connection(("127.0.0.1", worker.port), timeout=5))
+        rig.proxy.reset()
+        rig.tried += 1
+        rig.progress()
+        held.close()
+        rig.verify()
+
+
+@pytest.mark.catalogue
+@pytest.mark.fault("T45")
+@BOTH
+def test_a_tenth_of_the_cpu_is_left(make_rig: MakeRig, delivery: str) -> None:
+    with make_rig(delivery) as rig:
+        rig.load(20.0)
+        worker = rig.start()
+        goal = rig.reader.count + STEPS
+        while rig.reader.count < goal:  # bounded by the test's time
+            for number, seconds in ((signal.SIGSTOP, 0.18), (signal.SIGCONT, 0.02)):
+                worker.child.signal(number)
+                time.sleep(seconds)
+        rig.tried += 1
         rig.verify()
 
 

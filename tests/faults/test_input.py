@@ -5,10 +5,11 @@ import re
 
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
-from kafka.admin import NewPartitions
+from kafka.admin import NewPartitions, NewTopic
 
 from tests.faults import oracle
 from tests.faults.conftest import BOTH, MakeRig
+from tests.faults.watch import await_that
 from tests.folds import START_S
 
 
@@ -114,6 +115,43 @@ def test_the_topic_gets_more_partitions(make_rig: MakeRig, delivery: str) -> Non
         worker.await_that(lambda: any(2 in e["partitions"] for e in worker.events("partitions_rebuilt")))
         rig.progress()
         rig.verify()
+
+
+@pytest.mark.catalogue
+@pytest.mark.fault("T33")
+@BOTH
+def test_one_series_has_nearly_all_ticks(make_rig: MakeRig, delivery: str) -> None:
+    with make_rig(delivery, settings={"kafka": {"max_poll_records": 500}}) as rig:
+        rig.load()
+        rig.start()
+        producer = KafkaProducer(bootstrap_servers=rig.servers, linger_ms=50)
+        for n in range(5000):
+            producer.send(rig.topics.ticks, tick("hot", START_S + n, float(n % 7)), partition=0)
+        producer.close()
+        rig.tried += 1
+        rig.progress(6000)
+        rig.verify()
+
+
+@pytest.mark.catalogue
+@pytest.mark.fault("T20")
+@BOTH
+def test_the_topic_is_deleted_and_made_again(make_rig: MakeRig, delivery: str) -> None:
+    """Answers to both topics name the same offsets, so no oracle: what comes in the new one is answered."""
+    with make_rig(delivery) as rig:
+        rig.load()
+        worker = rig.start()
+        rig.progress()
+        rig.calm()
+        admin = KafkaAdminClient(bootstrap_servers=rig.servers)
+        admin.delete_topics([rig.topics.ticks])
+        await_that(lambda: rig.topics.ticks not in admin.list_topics(), "no topic", 30.0)
+        admin.create_topics([NewTopic(rig.topics.ticks, 2, 1)])
+        admin.close()
+        rig.tried += 1
+        rig.load()
+        rig.progress()
+        assert worker.end() == 0
 
 
 @pytest.mark.fault("T24")
