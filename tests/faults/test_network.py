@@ -208,12 +208,17 @@ def test_the_group_forgets_a_worker_that_goes_on(make_rig: MakeRig, delivery: st
 @pytest.mark.catalogue
 @pytest.mark.fault("T12")
 def test_the_broker_claims_to_have_lost_the_thread_of_a_producer(make_rig: MakeRig) -> None:
+    """It begins anew; where its epoch is said to be over, another worker has its identity, so it ends."""
     with make_rig("exactly_once") as rig:
         rig.load()
-        rig.start()
-        for error in (OutOfOrderSequenceNumberError, UnknownProducerIdError, InvalidProducerEpochError):
+        worker = rig.start()
+        for error in (OutOfOrderSequenceNumberError, UnknownProducerIdError):
             rig.progress()
             answered_with(rig, PRODUCE, error)
+        rig.progress()
+        answered_with(rig, PRODUCE, InvalidProducerEpochError)
+        assert worker.await_end() == 5
+        rig.start()
         rig.progress()
         rig.verify()
 
