@@ -118,7 +118,8 @@ def test_a_tenth_of_the_cpu_is_left(make_rig: MakeRig, delivery: str) -> None:
     with make_rig(delivery) as rig:
         rig.load(20.0)
         worker = rig.start()
-        goal = rig.reader.count + STEPS
+        rig.progress()
+        goal = rig.reader.count + 5 * STEPS
         while rig.reader.count < goal:  # bounded by the test's time
             for number, seconds in ((signal.SIGSTOP, 0.18), (signal.SIGCONT, 0.02)):
                 worker.child.signal(number)

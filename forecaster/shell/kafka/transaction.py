@@ -173,7 +173,7 @@ class ExactlyOnce:
         sink = self._make_sink(spec, **transactional_settings(spec, spec.stable_transactional_id))
         try:
             sink.connect().init_transactions()  # ends what an earlier producer of ours has left open
-        except KafkaError as error:
+        except (KafkaError, OSError) as error:  # OSError: no descriptor is left for a client
             sink.close(timeout_s=0.0)
             ours = fatal(error)
             if ours is not None:
