@@ -258,7 +258,8 @@ def _bins(moments: Sequence[Moment]) -> list[list[Moment]]:
             groups.append([])
         groups[-1].append(moment)
     if len(groups) > 1 and sum(m.forecasts for m in groups[-1]) < sum(m.forecasts for m in groups[-2]) / 2:
-        groups[-2] += groups.pop()
+        few = groups.pop()
+        groups[-1] += few
     return groups
 
 

@@ -18,7 +18,7 @@ from forecaster.core.train import Failure
 from forecaster.shell import charts, report, results
 from forecaster.shell.backtest import Verdict
 from forecaster.shell.evaluate import Origin, Study
-from forecaster.shell.scoring import Scorer
+from forecaster.shell.scoring import Moment, Scorer
 from forecaster.shell.terminal import scores_by_dataset, scores_by_horizon
 
 LEVELS, H, STEPS = (0.1, 0.2, 0.5, 0.8, 0.9), 4, 120
@@ -148,3 +148,14 @@ def test_ticks_are_round_and_within() -> None:
     assert charts.ticks(-3.0, 12.0, 3) == [0.0, 5.0, 10.0]
     assert charts.ticks(1.12141, 1.12149) == [1.12142, 1.12144, 1.12146, 1.12148]
     assert charts.ticks(5.0, 5.0) == [5.0]
+
+
+@pytest.mark.parametrize(
+    ("forecasts", "groups"),
+    [([99, 1], [100]), ([60, 40, 1], [60, 41]), ([50, 40, 30], [50, 40, 30])],
+)
+def test_points_over_time_hold_every_forecast_once(forecasts: list[int], groups: list[int]) -> None:
+    moments = [Moment(at, n, np.zeros(2), 0.0, 0.0) for at, n in enumerate(forecasts)]
+    picked = report._bins(moments)
+    assert [moment for group in picked for moment in group] == moments
+    assert [sum(moment.forecasts for moment in group) for group in picked] == groups
