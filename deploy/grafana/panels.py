@@ -45,9 +45,9 @@ def rate(metric: str, by: str = "", match: str = "") -> str:
     return f"sum by ({by}) ({inner})" if by else f"sum({inner})"
 
 
-def increase(metric: str, span: str, by: str = "") -> str:
+def increase(metric: str, span: str, by: str = "", match: str = "") -> str:
     """What a counter gained in `span` over the workers in view, summed by the labels in `by`."""
-    inner = f"increase({metric}{{{SCOPE}}}[{span}])"
+    inner = f"increase({metric}{{{', '.join(filter(None, [SCOPE, match]))}}}[{span}])"
     return f"sum by ({by}) ({inner})" if by else f"sum({inner})"
 
 
@@ -544,6 +544,57 @@ KAFKA = [
                         "forecaster_broker_last_contact_timestamp_seconds", "instance"
                     ),
                     "partition: {{instance}}": gauge("forecaster_partition_stuck_seconds"),
+                },
+            ),
+            Panel(
+                "Behind an open transaction",
+                "none",
+                "Messages that nobody may read yet, because a producer's transaction before them is open.",
+                "0.",
+                {"{{instance}}": gauge("forecaster_consumer_lag_unreadable_messages")},
+            ),
+            Panel(
+                "Skipped ticks",
+                "none",
+                "Ticks that were older than kafka.max_staleness_s, last hour.",
+                "0; after an outage as many as were too old.",
+                {"{{instance}}": increase("forecaster_ticks_total", "1h", "instance", 'outcome="skipped"')},
+            ),
+        ],
+    ),
+    Row(
+        "State",
+        [
+            Panel(
+                "Pages",
+                "none",
+                "Pages of series written to the state topic, and read from it, last hour.",
+                "written in step with state.interval_s while ticks come; read after a restart or a rebalance.",
+                {"{{event}}": increase("forecaster_state_pages_total", "1h", "event")},
+            ),
+            Panel(
+                "Bytes of pages",
+                "Bps",
+                "Bytes of pages written a second, by worker.",
+                "below state.bytes_per_s; at it, pages are written less often than state.interval_s asks for.",
+                {"{{instance}}": rate("forecaster_state_written_bytes_total", "instance")},
+            ),
+            Panel(
+                "Behind the pages",
+                "none",
+                "Messages that a restart would have to read back, on the partition with most.",
+                "as many as come in state.interval_s.",
+                {"{{instance}}": gauge("forecaster_state_behind_messages")},
+            ),
+            Panel(
+                "Not used",
+                "none",
+                "Records of the state topic that were refused, series without room, models that are gone, last hour.",
+                "0; layout after a change of [model] or [grid].",
+                {
+                    "{{reason}}": increase("forecaster_state_refused_total", "1h", "reason"),
+                    "left out": increase("forecaster_state_series_left_out_total", "1h"),
+                    "models": increase("forecaster_state_models_missing_total", "1h"),
                 },
             ),
             Panel(

@@ -289,7 +289,7 @@ class Daemon(Worker):
         self.metrics.state_behind.set(self.state.behind())
         positions = self.source.positions()
         self._partition_watch.look(
-            {p: positions[p] for p in self.assignment.serving & positions.keys()}, self.source.lag()
+            {p: positions[p] for p in self.assignment.serving & positions.keys()}, self.source.readable_lag()
         )
         self.metrics.partition_stuck.set(self._partition_watch.stuck_s)
         if self.assignment.waiting:

@@ -35,6 +35,7 @@ class Figures:
         """Bring every figure up to date."""
         metrics, source = self._metrics, self._source
         metrics.set_lag(source.lag())
+        metrics.lag_unreadable.set(sum(source.lag().values()) - sum(source.readable_lag().values()))
         metrics.outstanding_messages.set(self._delivery.outstanding)
         metrics.delivery_resets.inc(self._rise("resets", self._delivery.resets))
         for reason in REBUILD_REASONS:

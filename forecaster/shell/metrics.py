@@ -192,6 +192,10 @@ class Metrics:
             "last_tick_timestamp_seconds", "Newest event time among the accepted ticks."
         )
         self.lag = self._gauge("consumer_lag_messages", "Messages not yet consumed.", "partition")
+        self.lag_unreadable = self._gauge(
+            "consumer_lag_unreadable_messages",
+            "Messages of the lag that nobody may read yet: a producer's transaction before them is open.",
+        )
         self.assigned_partitions = self._gauge("assigned_partitions", "Partitions of the ticks topic held.")
         self.paused_partitions = self._gauge("paused_partitions", "Held partitions that are not being read.")
         self.rebalances = self._counters(

@@ -226,6 +226,8 @@ class ListSource:
         """Records that were not given yet, by partition."""
         return {partition: len(log) - self._next[partition] for partition, log in self._log.items()}
 
+    readable_lag = lag
+
     def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str]]:
         """What `commit` noted, with empty metadata."""
         return {p: (self.commits[p], "") for p in partitions if p in self.commits}

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from kafka import TopicPartition
+from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaTimeoutError
 from kafka.structs import ConsumerGroupMetadata
 
@@ -218,3 +218,25 @@ def test_a_broker_that_is_bounced_leaves_every_tick_answered_once(kafka_jars: No
         worker.stop()
         assert answers(spec, topics.predictions) == {(p, o): 1 for p in range(4) for o in range(500)}
         settle_down(servers, spec, topics.predictions)
+
+
+def test_a_transaction_that_a_producer_leaves_open_is_no_reason_to_give_up(kafka: str) -> None:
+    topics = fresh_topics(kafka, partitions=1)
+    source = Source(spec_for(kafka, stall_s=4), topics.ticks)
+    producer = KafkaProducer(bootstrap_servers=kafka, transactional_id=topics.ticks)
+    producer.init_transactions()
+    producer.begin_transaction()
+    for _ in range(7):
+        producer.send(topics.ticks, b"a tick", partition=0)
+    producer.flush(10)
+    until(lambda: bool(source.assigned), lambda: source.poll(0.05))
+    source.resume({0})
+    until(lambda: source.lag() == {0: 7} and source.readable_lag() == {0: 0}, lambda: source.poll(0.05))
+    assert source.rebuilds == {}
+
+    producer.commit_transaction()
+    came: list[Record] = []
+    until(lambda: len(came) == 7, lambda: came.extend(source.poll(0.05)))
+    until(lambda: source.readable_lag() == source.lag(), lambda: source.poll(0.05))
+    producer.close()
+    source.close()

@@ -26,7 +26,9 @@ def scrape(metrics: Metrics) -> dict[tuple[str, ...], float]:
 def parts() -> tuple[Metrics, Fold, Any, Any]:
     metrics = Metrics(horizon=SPEC.horizon, levels=SPEC.levels)
     fold = make_fold()
-    source = SimpleNamespace(lag=lambda: {0: 7}, rebuilds=Counter(), commits=0, commit_failures=0)
+    source = SimpleNamespace(
+        lag=lambda: {0: 7}, readable_lag=lambda: {0: 2}, rebuilds=Counter(), commits=0, commit_failures=0
+    )
     return metrics, fold, source, SimpleNamespace(outstanding=3, resets=0)
 
 
@@ -48,6 +50,7 @@ def test_totals_of_the_parts_become_counters_that_only_rise(parts: tuple[Metrics
     assert shown["forecaster_commit_failures_total",] == 3
     assert shown["forecaster_delivery_resets_total",] == 3
     assert shown["forecaster_consumer_lag_messages", "0"] == 7
+    assert shown["forecaster_consumer_lag_unreadable_messages",] == 5
     assert shown["forecaster_outstanding_messages",] == 3
 
 

@@ -233,6 +233,31 @@ def test_a_partition_without_lag_or_that_is_paused_may_be_silent(world: World) -
     assert world.source.rebuilds == {}
 
 
+def test_what_lies_behind_an_open_transaction_is_lag_that_nobody_can_read(world: World) -> None:
+    world.join()
+    world.source.resume({0, 1})
+    world.client.ends = {TopicPartition("ticks", 0): 5, TopicPartition("ticks", 1): 5}
+    assert world.source.readable_lag() == world.source.lag() == {0: 4, 1: 4}, "not looked at yet"
+
+    def silence() -> None:
+        for _ in range(12):
+            world.clock[0] += 10
+            world.client._coordinator.heartbeat.last_receive = world.clock[0]
+            world.source.poll(0.0)
+
+    silence()
+    assert world.source.rebuilds == {}
+    assert (world.source.lag(), world.source.readable_lag()) == ({0: 4, 1: 4}, {0: 0, 1: 0})
+
+    world.source.pause({1})  # by us: what is held back is not the producer's doing
+    silence()
+    assert world.source.readable_lag() == {0: 0, 1: 4}
+
+    world.client.ends[TopicPartition("ticks", 0)] = 9  # it was committed, and yet nothing comes
+    silence()
+    assert world.source.rebuilds == {"stalled": 1}
+
+
 def test_an_offset_that_is_gone_is_replaced_by_policy_and_told(world: World) -> None:
     world.join()
     world.fail(OffsetOutOfRangeError({TopicPartition("ticks", 1): 5}))

@@ -92,6 +92,9 @@ class Source:
         self._retry_at_s = -float("inf")
         self._contact_s = now()
         self._progress = Progress(spec.stall_s, now)
+        self._readable: dict[
+            int, int
+        ] = {}  # where committed reads end, of partitions that gave nothing for long
         self._gaps = Gaps(lambda partition, offset: next_readable(spec, partition, offset))
 
     # -- reading
@@ -180,6 +183,17 @@ class Source:
             if highwater is not None:
                 lags[partition] = max(0, highwater - position)
         return lags
+
+    def readable_lag(self) -> dict[int, int]:
+        """The same without records behind a transaction that somebody else leaves open, which nobody may read yet.
+
+        Where these begin is known of partitions that gave nothing for `stall_s`.
+        """
+        lags, positions = self.lag(), self.positions()
+        return {
+            p: min(lag, max(0, self._readable[p] - positions[p])) if p in self._readable else lag
+            for p, lag in lags.items()
+        }
 
     def group_metadata(self) -> ConsumerGroupMetadata | None:
         """Who we are in the group right now, or None without a client."""
@@ -469,6 +483,7 @@ class Source:
         for partition in partitions:
             self.epochs.pop(partition, None)
             self.last_committed.pop(partition, None)
+            self._readable.pop(partition, None)
         self._progress.forget(partitions)
 
     def _watch(self, consumer: KafkaConsumer, gave: list[int]) -> None:
@@ -476,12 +491,16 @@ class Source:
         if gave:
             self._contact_s = self._now()
             self._progress.restart(gave)
+            for partition in gave:
+                self._readable.pop(partition, None)
         if not self._progress.due():
             return
         if self._now() - self.last_contact_s > self._silence_s(consumer):
             self.rebuild("silent")
             return
         paused = {partition.partition for partition in consumer.paused()}
+        for partition in paused:
+            self._readable.pop(partition, None)
         suspects = self._progress.suspects(self.assigned - paused)
         if not suspects:
             return
@@ -491,6 +510,19 @@ class Source:
         if behind:
             self._progress.be_patient()
             self.rebuild("stalled")
+        else:
+            self._note_readable({p: ends[self._tp(p)] for p in suspects})
+
+    def _note_readable(self, ends: Mapping[int, int]) -> None:
+        lag = self.lag()
+        for partition in (p for p in ends if lag.get(p) and p not in self._readable):
+            log.warning(
+                "%s/%d: %d records wait behind a transaction that is open since offset %d",
+                *self._tp(partition),
+                lag[partition],
+                ends[partition],
+            )
+        self._readable.update(ends)
 
     def _silence_s(self, consumer: KafkaConsumer) -> float:
         """How long no answer is no reason to worry; a join waits for the slowest member, without heartbeats."""
