@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +32,16 @@ class FakeClient:
         self.commits: list[Any] = []
         self._paused: set[TopicPartition] = set()
         heartbeat = SimpleNamespace(last_receive=clock[0])
-        self._coordinator = SimpleNamespace(_join_task=None, state="<stable>", heartbeat=heartbeat)
+        self._coordinator = SimpleNamespace(
+            _join_task=None,
+            _lock=nullcontext(),
+            _heartbeat_enabled=True,
+            heartbeat=heartbeat,
+            state="<stable>",
+            rejoin_needed=False,
+            rejoining=False,
+            group_instance_id=None,
+        )
         self._subscription = SimpleNamespace(assignment={})
         self._fetcher = SimpleNamespace(_next_partition_records=None)
 
@@ -188,6 +198,15 @@ def test_what_a_retry_cannot_mend_is_raised(world: World, error: Exception, ours
     with pytest.raises(ours):
         world.source.poll(0.0)
     assert world.client.closed
+
+
+def test_a_static_member_whose_heartbeats_were_stopped_has_lost_its_identity(world: World) -> None:
+    world.join()
+    world.client._coordinator._heartbeat_enabled = False
+    world.source.poll(0.0)  # a dynamic member has none to lose
+    world.client._coordinator.group_instance_id = "worker-1"
+    with pytest.raises(FencedError, match="worker-1"):
+        world.source.poll(0.0)
 
 
 def test_a_client_that_hears_nothing_is_replaced(world: World) -> None:

@@ -1,14 +1,18 @@
-"""Two mends for the way in which the library joins a group over several polls.
+"""Mends for the way in which the library joins a group over several polls, and learns that it is out.
 
 A join goes on by itself between polls, but the library takes note of its result only inside a poll that is waiting
 for it. If it ends between two polls, it is thrown away and begun again, which makes every other member join again
 too: members that are busy between their polls may chase each other for ever. And if the join began because the topic
 changed, it is forgotten altogether: the member then sends no heartbeats and commits nothing, for good.
+
+A static member whose identity another one has taken learns so from a heartbeat. The library then sends no more of them
+and tells nobody; with nothing to commit, it would be thought silent, join anew, and take the identity back.
 """
 
 from typing import Any
 
 from kafka import KafkaConsumer
+from kafka.errors import FencedInstanceIdError
 from kafka.structs import MemberState
 
 
@@ -31,11 +35,23 @@ def before_poll(consumer: KafkaConsumer) -> None:
 
 
 def after_poll(consumer: KafkaConsumer) -> None:
-    """Have a join that is still going on waited for by the next poll, whatever it began for."""
+    """Have a join that is still going on waited for by the next poll; raise what a heartbeat was told."""
     if is_joining(consumer):
         consumer._coordinator.request_rejoin()  # noqa: SLF001
+    elif _is_fenced(consumer):
+        raise FencedInstanceIdError(consumer._coordinator.group_instance_id)  # noqa: SLF001
 
 
 def is_joining(consumer: KafkaConsumer) -> bool:
     """Whether a join is going on, or has ended without being taken note of."""
     return consumer._coordinator.state == MemberState.REBALANCING  # noqa: SLF001
+
+
+def _is_fenced(consumer: KafkaConsumer) -> bool:
+    """Whether a static member that is neither out of its group nor joining has stopped its heartbeats."""
+    coordinator = consumer._coordinator  # noqa: SLF001
+    if coordinator.group_instance_id is None:
+        return False
+    with coordinator._lock:  # noqa: SLF001 - a join that ends sets state and heartbeats together
+        at_rest = coordinator.state == MemberState.STABLE and not coordinator.rejoin_needed
+        return at_rest and not coordinator.rejoining and not coordinator._heartbeat_enabled  # noqa: SLF001
