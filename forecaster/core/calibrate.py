@@ -3,9 +3,10 @@
 Every level of every step ahead has an offset, in units of the running scale, that after each settled forecast takes a
 step towards the side on which the outcome fell: adaptive conformal inference in its quantile-tracking form
 (Angelopoulos, Candes, Tibshirani 2023, "Conformal PID control", arXiv:2307.16895, the P part), whose long-run coverage
-holds for any stream of bounded errors. Offsets fade besides: what a correction has to hold against FADE shows as a
-miss of coverage of FADE / RATE times its size. Together they move and widen the whole forecast, so a jump of level or
-variance that the scale does not absorb is followed without a retrain.
+holds for any stream of bounded errors. Most of a step is the mean over all steps ahead, which are wrong together: single
+outcomes are noisy. Offsets fade besides: what a correction has to hold against FADE shows as a miss of coverage of
+FADE / RATE times its size. Together they move and widen the whole forecast, so a jump of level or variance that the
+scale does not absorb is followed without a retrain.
 """
 
 import jax.numpy as jnp
@@ -14,8 +15,9 @@ from jaxtyping import Bool, Float
 
 from forecaster.core.model import in_order
 
-RATE = 0.005  # of the mix's own mean absolute error, for each settled forecast
-FADE = 0.001  # of the offset, so that what is long past is forgotten
+RATE = 0.01  # of the mix's own mean absolute error, for each settled forecast
+BORROW = 0.7  # share of a step that is the mean over all steps ahead
+FADE = 0.0001  # of the offset, so that what is long past is forgotten
 
 
 def correct(
@@ -36,5 +38,8 @@ def settle(
     `slope` is the derivative of the pinball loss at the published quantiles (outcome below less level), `unit` the
     mix's own mean absolute error in scales.
     """
-    moved = (offset - RATE * unit[:, None] * slope) * (1 - FADE)
+    known = settled[:, None].astype(jnp.float32)
+    together = (slope * known).sum(0) / jnp.maximum(known.sum(0), 1)
+    step = (1 - BORROW) * slope + BORROW * together
+    moved = (offset - RATE * unit[:, None] * step) * (1 - FADE)
     return jnp.where(settled[:, None], moved, offset)
