@@ -3,9 +3,9 @@
 Every level of every step ahead has an offset, in units of the running scale, that after each settled forecast takes a
 step towards the side on which the outcome fell: adaptive conformal inference in its quantile-tracking form
 (Angelopoulos, Candes, Tibshirani 2023, "Conformal PID control", arXiv:2307.16895, the P part), whose long-run coverage
-holds for any stream of bounded errors. Most of a step is the mean over all steps ahead, which are wrong together: single
-outcomes are noisy. Offsets fade besides: what a correction has to hold against FADE shows as a miss of coverage of
-FADE / RATE times its size. Together they move and widen the whole forecast, so a jump of level or variance that the
+holds for any stream of bounded errors. Most of a step is the mean over all steps ahead, which are wrong together:
+single outcomes are noisy. Offsets fade besides: what a correction has to hold against FADE shows as a miss of coverage
+of FADE / RATE times its size. Together they move and widen the whole forecast, so a jump of level or variance that the
 scale does not absorb is followed without a retrain.
 """
 
