@@ -68,7 +68,7 @@ class Config(Spec):
     @property
     def network(self) -> ModelSpec:
         """The network with the covariates that the ticks carry."""
-        return ModelSpec(**dict(self.model) | {"covariates": self.tick.covariates})
+        return ModelSpec.model_validate(dict(self.model) | {"covariates": self.tick.covariates})
 
 
 class Key(NamedTuple):
