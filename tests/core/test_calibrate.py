@@ -12,37 +12,39 @@ from forecaster.core.tick import Tick
 from tests.folds import make_fold
 
 LEVELS = (0.05, 0.5, 0.95)
-JITTER = 0.12  # about two spreads of an offset that goes on learning from single outcomes
 
 
 def stream(values: np.ndarray, said: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Forecast every value with the same quantiles, corrected as it goes: share below each, and the last offset."""
+    """Forecast every value with the same quantiles, corrected as it goes: share below each, and the mean offset,
+    both of the second half.
+    """
     q = jnp.asarray(LEVELS, jnp.float32)
     given, unit, known = jnp.asarray(said)[None, :, None], jnp.ones((1, 1)), jnp.ones((1, 1), bool)
 
-    def step(offset: jax.Array, actual: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(offset: jax.Array, actual: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         published = calibrate.correct(given, offset, 1)
         fell = score.below(published, actual.reshape(1, 1))
-        return calibrate.settle(offset, fell - q[:, None], unit, known), fell[0, :, 0]
+        return calibrate.settle(offset, fell - q[:, None], unit, known), (fell[0, :, 0], offset[0, :, 0])
 
-    offset, fell = jax.jit(lambda v: jax.lax.scan(step, jnp.zeros((1, 3, 1)), v))(jnp.asarray(values))
-    return np.asarray(fell)[len(values) // 2 :].mean(0), np.asarray(offset[0, :, 0])
+    _, seen = jax.jit(lambda v: jax.lax.scan(step, jnp.zeros((1, 3, 1)), v))(jnp.asarray(values))
+    fell, offset = (np.asarray(each)[len(values) // 2 :].mean(0) for each in seen)
+    return fell, offset
 
 
 @pytest.mark.parametrize("said", [(-0.2, 0.0, 0.2), (-9.0, 0.0, 9.0), (1.0, 2.0, 3.0)])
 def test_wrong_quantiles_are_moved_until_misses_and_forgetting_balance(said: tuple[float, ...]) -> None:
-    values = np.random.default_rng(5).normal(size=100_000).astype(np.float32)
+    values = np.random.default_rng(5).normal(size=20_000).astype(np.float32)
     shares, offset = stream(values, np.asarray(said, np.float32))
     pull = calibrate.FADE / calibrate.RATE * offset  # of forgetting, in shares
     np.testing.assert_allclose(shares - LEVELS, -pull, atol=0.02)
     exact = np.asarray([-1.645, 0.0, 1.645])
-    assert (np.abs(said + offset - exact) <= np.abs(said - exact) + JITTER).all()
+    assert (np.abs(said + offset - exact) <= np.abs(said - exact) + 0.02).all()
 
 
 def test_what_is_right_is_left_nearly_alone() -> None:
     values = np.random.default_rng(6).normal(size=5_000).astype(np.float32)
     _, offset = stream(values, np.asarray([-1.645, 0.0, 1.645], np.float32))
-    assert np.abs(offset).max() < 2 * JITTER
+    assert np.abs(offset).max() < 0.2
 
 
 def test_what_one_step_ahead_learns_the_others_learn_in_part() -> None:
