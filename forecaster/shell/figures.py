@@ -34,8 +34,9 @@ class Figures:
     def tell(self) -> None:
         """Bring every figure up to date."""
         metrics, source = self._metrics, self._source
-        metrics.set_lag(source.lag())
-        metrics.lag_unreadable.set(sum(source.lag().values()) - sum(source.readable_lag().values()))
+        lag = source.lag()
+        metrics.set_lag(lag)
+        metrics.lag_unreadable.set(sum(lag.values()) - sum(source.readable_lag().values()))
         metrics.outstanding_messages.set(self._delivery.outstanding)
         metrics.delivery_resets.inc(self._rise("resets", self._delivery.resets))
         for reason in REBUILD_REASONS:

@@ -120,11 +120,12 @@ def judge(samples: Sequence[Sample]) -> list[Verdict]:
 def table(verdicts: Sequence[Verdict]) -> list[str]:
     """As Markdown."""
     lines = ["| | first | last | most | growth | bound | result |", "|---|---:|---:|---:|---:|---:|---|"]
-    for measure, first, last, most, growth in verdicts:
-        numbers = " | ".join(f"{number:,.4g}" for number in (first, last, most))
-        verdict = "flat" if growth <= measure.most else "GROWS"
+    for verdict in verdicts:
+        measure, *figures, growth = verdict
+        numbers = " | ".join(f"{number:,.4g}" for number in figures)
         bounds = f"{growth:+.2f} {measure.unit} | {measure.most:g} {measure.unit}"
-        lines.append(f"| {measure.what} | {numbers} | {bounds} | {verdict} |")
+        result = "flat" if verdict.flat else "GROWS"
+        lines.append(f"| {measure.what} | {numbers} | {bounds} | {result} |")
     return lines
 
 
@@ -177,18 +178,17 @@ def _come_or_go(rig: Rig, guest: Worker | None) -> Worker | None:
     return None
 
 
-def report(rig: Rig, samples: Sequence[Sample], seconds: float, rate: float, delivery: str) -> list[str]:
-    """The section of docs/faults.md."""
+def about(rig: Rig, samples: Sequence[Sample], seconds: float, rate: float, delivery: str) -> str:
+    """What was done, for docs/faults.md."""
     outcomes = [event["outcome"] for worker in rig.workers for event in worker.events("retrain_ended")]
     kinds = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in sorted(set(outcomes)))
-    about = (
+    return (
         f"{stamp()}: {seconds / 60:.0f} minutes at {rate:g} ticks/s, `{delivery}`, {PARTITIONS} partitions with"
         f" {SERIES} series each, of which each lives for {LIFE} ticks ({rig.ticks.born:,} in all). A second worker"
         f" joined {len(rig.workers) - 1} times, and left in order or was killed; {len(outcomes)} retrains ({kinds})."
         f" {len(samples)} looks at the first worker, of which the first third is warm-up. The oracle found"
         f" {rig.reader.count:,} answers as they should be."
     )
-    return [about, "", *table(judge(samples))]
 
 
 def main() -> int:
@@ -214,8 +214,8 @@ def main() -> int:
             if len(samples) % 12 == 1:
                 print(*(f"{name} {value:,.0f}" for name, value in sample._asdict().items()), flush=True)
         rig.verify()
-        lines = report(rig, samples, seconds, given.rate, given.delivery)
-    verdicts = judge(samples)
+        verdicts = judge(samples)
+        lines = [about(rig, samples, seconds, given.rate, given.delivery), "", *table(verdicts)]
     findings = Findings.kept()
     findings.soak = lines
     findings.tried["T46"] = 1

@@ -92,9 +92,7 @@ class Source:
         self._retry_at_s = -float("inf")
         self._contact_s = now()
         self._progress = Progress(spec.stall_s, now)
-        self._readable: dict[
-            int, int
-        ] = {}  # where committed reads end, of partitions that gave nothing for long
+        self._readable: dict[int, int] = {}  # where committed reads end; of partitions silent for long
         self._gaps = Gaps(lambda partition, offset: next_readable(spec, partition, offset))
 
     # -- reading
@@ -189,11 +187,12 @@ class Source:
 
         Where these begin is known of partitions that gave nothing for `stall_s`.
         """
-        lags, positions = self.lag(), self.positions()
-        return {
-            p: min(lag, max(0, self._readable[p] - positions[p])) if p in self._readable else lag
-            for p, lag in lags.items()
-        }
+        lags = self.lag()
+        for partition, end in self._readable.items():
+            position = self.position(partition)
+            if partition in lags and position is not None:
+                lags[partition] = min(lags[partition], max(0, end - position))
+        return lags
 
     def group_metadata(self) -> ConsumerGroupMetadata | None:
         """Who we are in the group right now, or None without a client."""
