@@ -73,6 +73,9 @@ class Assignment:
                     _log.info(f"partitions_{event}", partitions=sorted(partitions))
                 case Moved():
                     self._metrics.position_moves[change.reason].inc()
+                    if change.from_offset is not None:
+                        lost = max(0, change.to_offset - change.from_offset)
+                        self._metrics.offsets_lost[change.reason].inc(lost)
                     _log.warning(
                         "position_moved",
                         partition=change.partition,
@@ -102,9 +105,10 @@ class Assignment:
         if not self.waiting:
             return []
         if self._rebuild is None:
-            ends = {p: self._source.position(p) for p in self.waiting}
+            passed = self._source.passed
+            ends = {p: self._source.position(p) for p in self.waiting if p in passed}
             known = {p: end for p, end in ends.items() if end is not None}
-            if len(known) == len(ends):
+            if len(known) == len(self.waiting):
                 self._began_s = self._now()
                 layout = snapshot.layout(self._fold)
                 self._rebuild = Rebuild(
@@ -115,6 +119,7 @@ class Assignment:
                     self._state.source,
                     layout,
                     self._fold.spec,
+                    {p: passed[p] for p in known},
                 )
             return []
         if self._rebuild.done:

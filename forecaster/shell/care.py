@@ -1,24 +1,23 @@
-"""Poison that kills: which partitions are taken record by record, and which records are not tried again.
+"""Poison that kills: which partitions are taken record by record, and what is not tried again.
 
 In come the notes that earlier owners left beside the committed offsets; out go records one at a time, each noted before
-it is handled. After two deaths at one offset its partition is taken carefully for a while, and only a record that was
-itself being handled in three deaths is set aside. A kill from outside meets the same record three times only by a
-chance that is as good as none.
+it is handled, and its batch before that is decoded. After two deaths at one offset its partition is taken carefully for
+a while, and only what was itself being handled in three deaths is not tried again: a record is set aside, a batch
+passed over. A kill from outside meets the same one three times only by a chance that is as good as none.
 """
 
 import uuid
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 import msgspec
 import structlog
 
 from forecaster.shell.kafka import Record
-from forecaster.shell.kafka.notes import Note, decode, encode, inherited
+from forecaster.shell.kafka.notes import Note, decode, encode, fresh, inherited
 from forecaster.shell.kafka.source import Notes, Source
 
-CAREFUL = 2  # deaths at one offset, or of one record, from which on it goes record by record
-GUILTY = 3  # deaths of one record, after which it is set aside
+CAREFUL = 2  # deaths at one offset, or of one record or batch, from which on it goes record by record
+GUILTY = 3  # deaths of one record or batch, after which it is not tried again
 _log = structlog.get_logger(__name__)
 
 
@@ -33,7 +32,8 @@ class Care:
         self._worker = worker or uuid.uuid4().hex[:12]
         self._notes: dict[int, Note] = {}
         self._until: dict[int, int] = {}  # partitions taken carefully: up to before this offset
-        self._queue: deque[Record] = deque()
+        self._waiting: Record | None = None  # was read, and could not be begun with yet
+        source.before_decoding = self._decodes
 
     # -- partitions come and go
 
@@ -41,15 +41,35 @@ class Care:
         """Read the notes of partitions that are new, count the deaths, and put our name in."""
         new = self._source.assigned - self._notes.keys()
         found = self._source.committed(new) if new else None
-        for partition, (offset, metadata) in (found or {}).items():
+        if found is None:
+            return
+        for partition in new - found.keys():  # nobody has been here
+            self._source.passed[partition] = ()
+        for partition, (offset, metadata) in found.items():
             note = inherited(decode(metadata), self._worker)
-            if not self._source.commit({partition: offset}, encode(note)):
-                continue  # nobody answered: at the next turn
-            self.aside |= {(partition, gone) for gone in note.aside}
-            self._keep(partition, note)
-            if note.deaths >= CAREFUL or note.tries >= CAREFUL:
-                self._until[partition] = offset + self._window
-                _log.warning("taken_carefully", partition=partition, offset=offset, deaths=note.deaths)
+            if note.fetches >= GUILTY:
+                self._pass_over(partition, offset, note)
+            elif self._source.commit({partition: offset}, encode(note)):
+                careful = max(note.deaths, note.tries, note.fetches) >= CAREFUL
+                self._begin(partition, offset, note, careful=careful)
+
+    def _begin(self, partition: int, offset: int, note: Note, *, careful: bool) -> None:
+        self.aside |= {(partition, gone) for gone in note.aside}
+        self._source.passed[partition] = note.passed
+        self._keep(partition, note)
+        if careful:
+            self._until[partition] = offset + self._window
+            self._source.apart.add(partition)
+            _log.warning("taken_carefully", partition=partition, offset=offset, deaths=note.deaths)
+
+    def _pass_over(self, partition: int, offset: int, note: Note) -> None:
+        """Go on behind the batch that killed; what comes next is taken as carefully."""
+        _log.error("batch_kills", partition=partition, offset=offset, behind=note.behind, deaths=note.fetches)
+        clean = msgspec.structs.replace(
+            fresh(note, self._worker), passed=(*note.passed, (offset, note.behind))
+        )
+        if self._source.pass_over(partition, (offset, note.behind), encode(clean)):
+            self._begin(partition, note.behind, clean, careful=True)
 
     def forget(self, partitions: Iterable[int]) -> None:
         """They are not ours any more."""
@@ -58,24 +78,25 @@ class Care:
             self._notes.pop(partition, None)
             self._until.pop(partition, None)
             self._source.notes.pop(partition, None)
+            self._source.passed.pop(partition, None)
+        self._source.apart -= gone
         self.aside -= {place for place in self.aside if place[0] in gone}
-        self._queue = deque(record for record in self._queue if record.partition not in gone)
+        if self._waiting is not None and self._waiting.partition in gone:
+            self._waiting = None
 
     # -- records
 
-    def sort(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Those that may be taken all at once; the others wait in line, and their partitions give no more meanwhile."""
-        if not self._until:
-            return records
-        careful = [record for record in records if record.partition in self._until]
-        self._queue.extend(careful)
-        self._source.pause({record.partition for record in careful})
-        return [record for record in records if record.partition not in self._until]
+    def next(self, serving: Collection[int]) -> Record | None:
+        """The record whose turn it is among these partitions, to be begun with, handled or set aside, and done."""
+        for partition in self._until.keys() & serving:
+            self._waiting = self._waiting or self._source.poll_alone(partition)
+        return self._waiting
 
-    @property
-    def next(self) -> Record | None:
-        """The record whose turn it is, to be begun with, handled or set aside, and done."""
-        return self._queue[0] if self._queue else None
+    def _decodes(self, partition: int, behind: int) -> bool:
+        """Note that the batch that comes next is decoded; False where the note could not be written."""
+        note = self._notes[partition]
+        note = msgspec.structs.replace(note, fetches=note.fetches + 1, behind=behind)
+        return self._write(partition, self._source.last_committed[partition], note)
 
     def guilty(self, record: Record) -> bool:
         """Whether it has killed often enough."""
@@ -85,11 +106,8 @@ class Care:
     def begins(self, record: Record) -> bool:
         """Note that this record is begun with; False where the note could not be written yet."""
         note = self._notes[record.partition]
-        note = msgspec.structs.replace(note, tries=note.tries + 1)
-        written = self._source.commit({record.partition: record.offset}, encode(note))
-        if written:
-            self._notes[record.partition] = note
-        return written
+        note = msgspec.structs.replace(note, tries=note.tries + 1, fetches=0)
+        return self._write(record.partition, record.offset, note)
 
     def sets_aside(self, record: Record) -> None:
         """Note that this record killed; the commit of the next offset carries it."""
@@ -100,15 +118,20 @@ class Care:
 
     def done(self, record: Record) -> None:
         """What answers it is on the log, and the next offset is committed."""
-        partition = record.partition
-        self._queue.popleft()
-        self._notes[partition] = Note(worker=self._worker, aside=self._notes[partition].aside)
-        if all(waiting.partition != partition for waiting in self._queue):
-            if record.offset + 1 >= self._until[partition]:
-                del self._until[partition]
+        partition, self._waiting = record.partition, None
+        self._notes[partition] = fresh(self._notes[partition], self._worker)
+        if record.offset + 1 >= self._until[partition]:
+            del self._until[partition]
+            self._source.apart.discard(partition)
             self._source.resume({partition})
+
+    def _write(self, partition: int, offset: int, note: Note) -> bool:
+        written = self._source.commit({partition: offset}, encode(note))
+        if written:
+            self._notes[partition] = note
+        return written
 
     def _keep(self, partition: int, note: Note) -> None:
         self._notes[partition] = note
-        working = Note(worker=self._worker, aside=note.aside)
-        self._source.notes[partition] = Notes(encode(working), encode(Note(aside=note.aside)))
+        working, leaving = fresh(note, self._worker), fresh(note)
+        self._source.notes[partition] = Notes(encode(working), encode(leaving))

@@ -145,7 +145,6 @@ class Daemon(Worker):
         self.assignment.apply(self._heard(self.source.changes()))
         self.care.begin()
         self.restore(self.assignment.rebuild())
-        records = self.care.sort(records)
         skips = self.skips.decide(records)
         for part in self.state.parts(records):
             self.answer(part, polled_s, skips)
@@ -177,9 +176,12 @@ class Daemon(Worker):
         self.metrics.rebuilt_ticks.inc(len(records))
 
     def answer_carefully(self) -> None:
-        """Records of partitions on which workers died: each is noted before, and committed after, the next."""
+        """Records of partitions on which workers died: each is noted before it is handled, and committed after it."""
         until_s = self._now() + CAREFUL_S
-        while (record := self.care.next) is not None and self._now() < until_s and not self.state.holds:
+        while self._now() < until_s and not self.state.holds and self.delivery.room():
+            record = self.care.next(self.assignment.serving)
+            if record is None:
+                return
             epoch = self.source.epochs.get(record.partition)
             if self.care.guilty(record):
                 self.care.sets_aside(record)

@@ -216,6 +216,9 @@ class Metrics:
         self.position_moves = self._counters(
             "position_moves", "Times that a policy, not a commit, chose where to read.", "reason", MoveReason
         )
+        self.offsets_lost = self._counters(
+            "offsets_lost", "Offsets that were passed over unread by such a choice.", "reason", MoveReason
+        )
         self.delivery_resets = self._counter(
             "delivery_resets", "Times that work was taken back to what is committed, and done again."
         )

@@ -6,7 +6,7 @@ touched: a second, group-less one reads.
 """
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from queue import Empty, Full, Queue
 from typing import NamedTuple
 
@@ -16,7 +16,8 @@ from forecaster.core.model import Model, ModelSpec, untrained
 from forecaster.core.pages import Page, Replay
 from forecaster.errors import ForecasterError
 from forecaster.shell.kafka import KafkaSpec, Record, TopicsSpec
-from forecaster.shell.kafka.log import Log
+from forecaster.shell.kafka.log import NOTHING, Log
+from forecaster.shell.kafka.notes import Span
 from forecaster.shell.models import Models
 from forecaster.shell.models.convert import from_stored
 from forecaster.shell.saved import Saved, choose
@@ -60,10 +61,12 @@ class Rebuild:
         source: str,
         layout: str,
         network: ModelSpec,
+        passed: Mapping[int, Sequence[Span]] = NOTHING,
         timeout_s: float = 60.0,
         retries: int = 3,
     ) -> None:
-        """Pages have to be of this source and layout; without one at most `most` records before an end are read.
+        """Pages have to be of this source and layout; without one at most `most` records before an end are read, and
+        none of the batches that were `passed` over.
 
         Gives up after `retries` attempts in a row of `timeout_s` without any progress.
         """
@@ -72,7 +75,7 @@ class Rebuild:
         self.short: set[int] = set()
         """Partitions whose log was not read as far as it should have been: their series start young."""
         self._spec, self._topics, self._most = spec, topics, most
-        self._source, self._layout, self._network = source, layout, network
+        self._source, self._layout, self._network, self._passed = source, layout, network, passed
         self._timeout_s, self._retries = timeout_s, retries
         self._models: dict[str, Model] = {"": untrained(network)}
         self._serving: Model | None = None
@@ -186,7 +189,7 @@ class Rebuild:
         spans = {p: (self._next[p], end) for p, end in self.ends.items() if self._next[p] < end}
         if not spans:
             return
-        for records in log.read(self._topics.ticks, spans, self._timeout_s):
+        for records in log.read(self._topics.ticks, spans, self._timeout_s, self._passed):
             if not self._put(records):
                 return
             self._next |= {record.partition: record.offset + 1 for record in records}

@@ -2,15 +2,18 @@
 
 import json
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
 from kafka import KafkaProducer
+from kafka.record import default_records
 
 from forecaster.config import Config
 from forecaster.core.tick import TickSpec, make_decoder
+from forecaster.errors import DataError
 from forecaster.shell.daemon import Daemon, make_delivery
 from forecaster.shell.dead_letters import Kept, read
 from forecaster.shell.kafka.notes import Note, decode
@@ -26,6 +29,7 @@ from tests.folds import SPEC, START_S, make_fold
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 DEADLY = b"of this they die"
+BOMB = b"of this they die while it is decoded"
 Decoder = Callable[..., Any]
 
 
@@ -36,8 +40,9 @@ class Died(BaseException):
 class Fleet:
     """One partition, and one worker after the other."""
 
-    def __init__(self, kafka: str, delivery: str) -> None:
-        spec = spec_for(kafka, delivery=delivery, instance_id="w" if delivery == "exactly_once" else None)
+    def __init__(self, kafka: str, delivery: str, **changes: Any) -> None:
+        identity = {"instance_id": "w"} if delivery == "exactly_once" else {}
+        spec = spec_for(kafka, delivery=delivery, **identity, **changes)
         quiet = {"on_start": False, "every_ticks": 0, "every_ratio": 0.0, "drift": False}
         self.config = Config(
             kafka=spec.model_copy(update={"session_timeout_s": 6}),
@@ -49,8 +54,9 @@ class Fleet:
         self._sent = 0
 
     def send(self, *values: bytes | None) -> None:
-        """Ticks (None) and what is given."""
-        producer = KafkaProducer(bootstrap_servers=self.config.kafka.bootstrap_servers)
+        """Ticks (None) and what is given, in one compressed batch."""
+        servers = self.config.kafka.bootstrap_servers
+        producer = KafkaProducer(bootstrap_servers=servers, linger_ms=1000, compression_type="gzip")
         for value in values:
             tick = {"series": f"s{self._sent % 3}", "ts": START_S + self._sent, "value": self._sent}
             producer.send(self.config.topics.ticks, value or json.dumps(tick).encode(), partition=0)
@@ -79,6 +85,7 @@ class Fleet:
 
     def kill(self, daemon: Daemon) -> None:
         """What the kernel does to the rest of it."""
+        daemon.assignment.close()
         daemon.delivery.close(0.0)
         daemon.source.close(0.5)
         with suppress(Died):
@@ -104,9 +111,16 @@ class Fleet:
         """Start workers until one has answered everything, and leaves in order."""
         for _ in range(most):
             daemon = self.worker()
+
+            def turn(daemon: Daemon = daemon) -> None:
+                daemon.turn()
+                if BOMBED.is_set():  # while it read the log back, on a thread of its own
+                    raise Died
+
             try:
-                until(lambda d=daemon: d.source.last_committed.get(0) == self._sent, daemon.turn)
+                until(lambda d=daemon: d.source.last_committed.get(0) == self._sent, turn)
             except Died:
+                BOMBED.clear()
                 self.kill(daemon)
                 continue
             daemon.signals.stopping = True
@@ -133,6 +147,51 @@ def test_a_record_that_kills_is_set_aside_and_everything_else_is_answered(fleet:
     fleet.send(None)
     fleet.run_to_the_end()
     assert fleet.deaths == died
+
+
+BOMBED = threading.Event()
+
+
+@pytest.fixture
+def bombs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever inflates a batch with a bomb in it dies, whichever client it is, as one that runs out of memory does."""
+    inflate = default_records.gzip_decode
+
+    def deadly(data: Any) -> bytes:
+        inflated = inflate(data)
+        if BOMB in inflated:
+            BOMBED.set()
+            raise Died if threading.current_thread() is threading.main_thread() else SystemExit
+        return inflated
+
+    monkeypatch.setattr(default_records, "gzip_decode", deadly)
+
+
+def test_a_batch_that_kills_who_decodes_it_is_passed_over(fleet: Fleet, bombs: None) -> None:
+    for values in ([None] * 7, [None, BOMB, None], [None] * 6):
+        fleet.send(*values)
+    survivor = fleet.run_to_the_end()
+    assert 3 <= fleet.deaths <= 6
+    (lost,) = [n for reason, n in survivor.metrics.offsets_lost.items() if reason == "unreadable"]
+    assert lost._value.get() == 3
+    assert fleet.letters() == []
+    assert fleet.answered() == set(range(16)) - {7, 8, 9}
+    assert fleet.committed() == (16, Note(passed=((7, 10),)))
+
+    died = fleet.deaths  # who comes next reads the log back, and decodes nothing of it
+    fleet.send(None)
+    heir = fleet.run_to_the_end()
+    assert fleet.deaths == died
+    assert fleet.answered() == set(range(17)) - {7, 8, 9}
+    assert len(heir.fold.index) == 3
+
+
+def test_who_is_to_stop_at_what_is_unreadable_stops_at_a_batch_that_kills(kafka: str, bombs: None) -> None:
+    fleet = Fleet(kafka, "at_least_once", unreadable="stop")
+    fleet.send(None)
+    fleet.send(BOMB * 9)
+    with pytest.raises(DataError, match=r"offset 1 kills whoever decodes it; reading could go on at 2"):
+        fleet.run_to_the_end()
 
 
 def test_kills_at_random_set_nothing_aside(fleet: Fleet) -> None:

@@ -123,7 +123,7 @@ FAULTS = {
         ),
     ),
     "T27": Fault(
-        "a record that kills whoever reads it; a batch that inflates to gigabytes is not tried",
+        "a record, and a batch, that kills whoever decodes it; gigabytes are not really inflated",
         "I1 I8",
         ("tests/broker/test_poison.py",),
     ),

@@ -1,6 +1,6 @@
 """Partitions that come, are rebuilt, are served and leave, with a source and a rebuild that the test moves."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import cast
 
 import pytest
@@ -26,6 +26,7 @@ class FakeSource:
     def __init__(self) -> None:
         self.positions: dict[int, int | None] = {}
         self.reading: set[int] = set()
+        self.passed: dict[int, Sequence[tuple[int, int]]] = dict.fromkeys(range(9), ())
 
     def position(self, partition: int) -> int | None:
         return self.positions.get(partition)
@@ -42,8 +43,9 @@ class FakeRebuild:
 
     made: list["FakeRebuild"]
 
-    def __init__(self, _: object, __: object, ends: dict[int, int], most: int, *_more: object) -> None:
+    def __init__(self, _: object, __: object, ends: dict[int, int], most: int, *more: object) -> None:
         self.partitions, self.ends, self.most = frozenset(ends), dict(ends), most
+        self.passed = more[-1]
         self.chunks: list[Item] = []
         self.short: set[int] = set()
         self.done, self.cancelled = False, False
@@ -119,6 +121,16 @@ def test_nothing_is_read_back_before_every_position_is_known(world: World) -> No
     assert FakeRebuild.made[0].ends == {0: 100, 1: 3}
 
 
+def test_nothing_is_read_back_before_the_batches_that_kill_are_known(world: World) -> None:
+    del world.source.passed[1]
+    world.assign(0, 1)
+    world.ours.rebuild()
+    assert FakeRebuild.made == []
+    world.source.passed[1] = [(7, 9)]
+    world.ours.rebuild()
+    assert FakeRebuild.made[0].passed == {0: (), 1: [(7, 9)]}
+
+
 def test_a_partition_that_leaves_takes_its_rows_along(world: World) -> None:
     world.serve(0, 1)
     for partition in (0, 1):
@@ -169,11 +181,14 @@ def test_nothing_is_read_while_the_broker_takes_nothing(world: World) -> None:
     assert world.source.reading == {0, 1}
 
 
-def test_a_move_of_the_position_is_counted_by_reason(world: World) -> None:
+def test_a_move_of_the_position_is_counted_by_reason_and_by_what_it_passes_over(world: World) -> None:
     reason = next(iter(MoveReason))
     world.ours.apply([Moved(0, 5, 9, reason)])
-    moved = world.metrics.position_moves[reason]
-    assert moved._value.get() == 1
+    assert world.metrics.position_moves[reason]._value.get() == 1
+    assert world.metrics.offsets_lost[reason]._value.get() == 4
+    world.ours.apply([Moved(0, None, 9, reason)])
+    assert world.metrics.position_moves[reason]._value.get() == 2
+    assert world.metrics.offsets_lost[reason]._value.get() == 4
 
 
 def test_closing_ends_the_reading_back(world: World) -> None:

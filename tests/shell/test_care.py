@@ -1,31 +1,38 @@
 """Which partitions are taken carefully and what is set aside: workers that die, on offsets that a list remembers."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+import msgspec
 import pytest
 
 from forecaster.shell.care import Care
 from forecaster.shell.kafka import Record
-from forecaster.shell.kafka.notes import MOST_ASIDE, Note, decode, encode
+from forecaster.shell.kafka.notes import MOST_ASIDE, MOST_PASSED, Note, Span, decode, encode
 from forecaster.shell.kafka.source import Notes
 
 
 class Group:
     """The committed offset of one partition, and what stands beside it: outlives its workers."""
 
-    def __init__(self, records: int = 20) -> None:
-        self.offset, self.metadata, self.records = 0, "", records
+    def __init__(self, records: int = 20, batch: int = 4) -> None:
+        """`batch`: records of a batch on the log."""
+        self.offset, self.metadata, self.records, self.batch = 0, "", records, batch
 
 
 class FakeSource:
     """One worker's view of the group."""
 
-    def __init__(self, group: Group) -> None:
-        self.group = group
+    def __init__(self, group: Group, deadly: Collection[int] = ()) -> None:
+        """`deadly`: offsets of records whose batches kill who decodes them."""
+        self.group, self.deadly = group, set(deadly)
+        self.position, self.decoded = group.offset, group.offset
+        self.moves: list[Span] = []
+        self.apart: set[int] = set()
+        self.passed: dict[int, Sequence[Span]] = {}
+        self.before_decoding: Callable[[int, int], bool] = lambda _, __: True
         self.assigned = frozenset({0})
         self.notes: dict[int, Notes] = {}
         self.last_committed: dict[int, int] = {}
-        self.paused: set[int] = set()
         self.answers = True
 
     def committed(self, _: Collection[int]) -> dict[int, tuple[int, str]] | None:
@@ -38,11 +45,33 @@ class FakeSource:
             self.group.metadata = self.notes[0].working if metadata is None else metadata
         return self.answers
 
-    def pause(self, partitions: Collection[int]) -> None:
-        self.paused |= set(partitions)
-
     def resume(self, partitions: Collection[int]) -> None:
-        self.paused -= set(partitions)
+        assert not self.apart & set(partitions)
+
+    def read(self, alone: bool = False) -> Record | None:
+        """The next record, whose batch is decoded as a whole when it is the first."""
+        if self.position >= self.group.records:
+            return None
+        if self.position >= self.decoded:
+            first = self.position // self.group.batch * self.group.batch
+            behind = min(first + self.group.batch, self.group.records)
+            if alone and not self.before_decoding(0, behind):
+                return None
+            if any(first <= offset < behind for offset in self.deadly):
+                raise Died
+            self.decoded = behind
+        self.position += 1
+        return Record("ticks", 0, self.position - 1, 0, None, b"")
+
+    def poll_alone(self, partition: int) -> Record | None:
+        assert self.apart == {partition}
+        return self.read(alone=True)
+
+    def pass_over(self, partition: int, span: Span, metadata: str) -> bool:
+        if done := self.commit({partition: span[1]}, metadata):
+            self.position = self.decoded = span[1]
+            self.moves.append(span)
+        return done
 
 
 class Died(Exception):  # noqa: N818 - not an error of anybody
@@ -52,8 +81,15 @@ class Died(Exception):  # noqa: N818 - not an error of anybody
 class Worker:
     """Handles records as the daemon does, and dies of some."""
 
-    def __init__(self, group: Group, name: str, deadly: Collection[int] = (), window: int = 5) -> None:
-        self.source = FakeSource(group)
+    def __init__(
+        self,
+        group: Group,
+        name: str,
+        deadly: Collection[int] = (),
+        window: int = 5,
+        batches: Collection[int] = (),
+    ) -> None:
+        self.source = FakeSource(group, batches)
         self.care = Care(self.source, window, name)  # type: ignore[arg-type]
         self.care.begin()
         self.deadly, self.handled = set(deadly), list[int]()
@@ -66,17 +102,13 @@ class Worker:
     def work(self) -> None:
         """Read to the end."""
         group = self.source.group
-        at = group.offset
-        while at < group.records:
-            batch = [
-                Record("ticks", 0, offset, 0, None, b"") for offset in range(at, min(at + 3, group.records))
-            ]
-            at += len(batch)
-            if quick := self.care.sort(batch):
+        while group.offset < group.records:
+            if 0 not in self.source.apart:
+                quick = [record for _ in range(3) if (record := self.source.read())]
                 for record in quick:
                     self.handle(record)
-                self.source.commit({0: at})
-            while record := self.care.next:
+                self.source.commit({0: quick[-1].offset + 1})
+            while record := self.care.next({0}):
                 if self.care.guilty(record):
                     self.care.sets_aside(record)
                 else:
@@ -84,16 +116,17 @@ class Worker:
                 self.handle(record)
                 self.source.commit({0: record.offset + 1})
                 self.care.done(record)
-            assert not self.source.paused
 
     def leave(self) -> None:
         self.source.commit({0: self.source.group.offset}, self.source.notes[0].leaving)
 
 
-def deaths(group: Group, deadly: Collection[int], most: int = 20) -> tuple[int, Worker]:
+def deaths(
+    group: Group, deadly: Collection[int], batches: Collection[int] = (), most: int = 30
+) -> tuple[int, Worker]:
     """How many workers die until one comes to the end; that one."""
     for n in range(most):
-        worker = Worker(group, f"w{n}", deadly)
+        worker = Worker(group, f"w{n}", deadly, batches=batches)
         try:
             worker.work()
         except Died:
@@ -115,6 +148,44 @@ def test_two_that_kill_are_both_found() -> None:
     group = Group()
     _, worker = deaths(group, [4, 11])
     assert worker.care.aside == {(0, 4), (0, 11)}
+
+
+@pytest.mark.parametrize("deadly", [0, 5, 7, 19])
+def test_a_batch_that_kills_is_passed_over_and_no_other(deadly: int) -> None:
+    group = Group()
+    died, worker = deaths(group, [], batches=[deadly])
+    first = deadly // 4 * 4
+    assert worker.source.passed == {0: ((first, first + 4),)}
+    assert worker.care.aside == set()
+    assert group.offset == group.records
+    assert died <= 6
+
+
+def test_batches_and_records_that_kill_are_all_found() -> None:
+    group = Group()
+    _, worker = deaths(group, [2, 11], batches=[5, 13])
+    assert worker.source.passed == {0: ((4, 8), (12, 16))}
+    assert worker.care.aside == {(0, 2), (0, 11)}
+    heir = Worker(group, "heir")
+    assert heir.source.passed == worker.source.passed
+
+
+def test_a_batch_that_cannot_be_noted_is_not_decoded() -> None:
+    group = Group()
+    Worker(group, "a"), Worker(group, "b")
+    worker = Worker(group, "c", batches=[0])
+    worker.source.answers = False
+    assert worker.care.next({0}) is None
+
+
+def test_kills_while_nothing_is_decoded_pass_nothing_over() -> None:
+    group = Group()
+    for n in range(50):
+        worker = Worker(group, f"w{n}")
+        if record := worker.care.next({0}):  # decoded, noted as begun, and killed then
+            assert worker.care.begins(record)
+            group.metadata = encode(msgspec.structs.replace(decode(group.metadata), tries=0))
+    assert Worker(group, "last").source.passed == {0: ()}
 
 
 def test_who_comes_later_passes_over_what_was_set_aside() -> None:
@@ -180,15 +251,18 @@ def test_what_is_lost_is_forgotten() -> None:
     group = Group()
     Worker(group, "a"), Worker(group, "b")
     worker = Worker(group, "c")
-    worker.care.sort([Record("ticks", 0, 0, 0, None, b"")])
+    assert worker.care.next({0}) is not None
     worker.care.forget({0})
-    assert (worker.care.next, worker.care._until, worker.source.notes) == (None, {}, {})
+    assert worker.care.next({0}) is None
+    assert (worker.care._until, worker.source.notes) == ({}, {})
+    assert (worker.source.apart, worker.source.passed) == (set(), {})
 
 
 def test_a_note_fits_beside_an_offset_and_anything_else_is_none() -> None:
-    note = Note("w" * 12, 10**6, 10**6, tuple(range(10**15, 10**15 + 500)))
-    text = encode(note)
+    aside = tuple(range(10**15, 10**15 + 500))
+    passed = tuple((offset, offset + 10**6) for offset in aside)
+    text = encode(Note("w" * 12, 10**6, 10**6, 10**6, 10**15, aside, passed))
     assert len(text) <= 4096
-    assert decode(text).aside == note.aside[-MOST_ASIDE:]
+    assert (decode(text).aside, decode(text).passed) == (aside[-MOST_ASIDE:], passed[-MOST_PASSED:])
     for text in ("", "{", "null", "[]", '{"deaths": "many"}', "{" * 5000):
         assert decode(text) == Note()

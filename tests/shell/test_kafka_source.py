@@ -43,7 +43,7 @@ class FakeClient:
             group_instance_id=None,
         )
         self._subscription = SimpleNamespace(assignment={})
-        self._fetcher = SimpleNamespace(_next_partition_records=None)
+        self._fetcher = SimpleNamespace(_next_partition_records=None, PartitionRecords=object)
 
     def partitions_for_topic(self, _: str) -> set[int]:
         return {0, 1}

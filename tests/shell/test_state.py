@@ -110,7 +110,7 @@ class FakeLog:
     def end_offsets(self, _: str, partitions: Collection[int]) -> dict[int, int]:
         return {p: len(self.broker.state[p]) for p in partitions}
 
-    def read(self, topic: str, ranges: Mapping[int, tuple[int, int]], _: float) -> Iterator[list[Record]]:
+    def read(self, topic: str, ranges: Mapping[int, tuple[int, int]], *_: object) -> Iterator[list[Record]]:
         for partition, (start, end) in ranges.items():
             log = self.broker.state[partition] if topic == "forecaster.state" else self.broker.ticks
             found = [r for r in log if r.partition == partition and start <= r.offset < end]
@@ -185,6 +185,7 @@ class Worker:
         self.source = ListSource(broker.ticks, config.kafka)
         self.source.commits = broker.committed  # shared: what is committed outlives the worker
         self.source.rewind("start")
+        self.source.notes, self.source.apart, self.source.passed = {}, set(), {}  # type: ignore[attr-defined]
         self.metrics = Metrics(horizon=SPEC.horizon, levels=SPEC.levels)
         self.fold = make_fold(shapes=ONE)
         source = cast("Source", self.source)
@@ -202,7 +203,6 @@ class Worker:
             now=lambda: self.now_s,
         )
         self.daemon.compiled = True
-        self.source.notes = {}  # type: ignore[attr-defined]
         self.daemon.figures = cast("Figures", NoFigures())
 
     @property

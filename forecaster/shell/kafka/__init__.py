@@ -12,6 +12,7 @@ Here only what costs nothing to import; the rest by its file:
     notes        what stands beside a committed offset: who was at work, what killed
     policy       where to read when nothing usable is committed
     progress     which partitions are silent
+    batches      a look at each batch before it is decoded
     unreadable   batches that no client can decode
     sink         messages out, bounded, acknowledged
     delivery     at least once: commit only what was acknowledged

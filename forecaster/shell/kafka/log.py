@@ -9,14 +9,17 @@ was.
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from forecaster.errors import BrokerError
+from forecaster.shell.kafka.batches import Look, look_first
 from forecaster.shell.kafka.client import connect, fatal, reader_settings
+from forecaster.shell.kafka.notes import Span
 from forecaster.shell.kafka.record import Record
 from forecaster.shell.kafka.source import to_records
 from forecaster.shell.kafka.spec import KafkaSpec
@@ -27,6 +30,7 @@ log = logging.getLogger(__name__)
 Start = Literal["beginning", "end"] | float
 """Where to begin in a topic; a number is a time (epoch s): the first record at or after it."""
 
+NOTHING: Mapping[int, Sequence[Span]] = MappingProxyType({})
 _CONNECT_TIMEOUT_S = 2.0
 _CALL_TIMEOUT_MS = 10_000
 _SLICE_S = 0.5
@@ -61,14 +65,28 @@ class Log:
         return ends | {p.partition: at.offset for p, at in found.items() if at is not None}
 
     def read(
-        self, topic: str, ranges: Mapping[int, tuple[int, int]], timeout_s: float
+        self,
+        topic: str,
+        ranges: Mapping[int, tuple[int, int]],
+        timeout_s: float,
+        over: Mapping[int, Sequence[Span]] = NOTHING,
     ) -> Iterator[list[Record]]:
         """The records with start <= offset < end of each partition, in offset order within it.
 
-        What retention has removed is skipped. Raises BrokerError if the ends are not reached in `timeout_s`.
+        What retention has removed is skipped. What may kill who decodes it is not decoded: batches that are to be
+        passed `over`, and those that begin at an end or behind it. Raises BrokerError if the ends are not reached in
+        `timeout_s`.
         """
         wanted = {TopicPartition(topic, p): span for p, span in ranges.items() if span[0] < span[1]}
-        reader = _Reader(self._spec, {partition: start for partition, (start, _) in wanted.items()})
+
+        def spares(partition: TopicPartition, batch: Span) -> bool:
+            number = partition.partition
+            return batch[0] >= ranges[number][1] or any(
+                first < batch[1] and batch[0] < behind for first, behind in over.get(number, ())
+            )
+
+        starts = {partition: start for partition, (start, _) in wanted.items()}
+        reader = _Reader(self._spec, starts, spares)
         deadline_s = time.monotonic() + timeout_s
         try:
             while wanted:
@@ -179,8 +197,12 @@ class Follower:
 class _Reader:
     """A client that reads on from `positions`, keeps them up to date, and replaces itself when it breaks."""
 
-    def __init__(self, spec: KafkaSpec, positions: Mapping[TopicPartition, int]) -> None:
+    def __init__(
+        self, spec: KafkaSpec, positions: Mapping[TopicPartition, int], spares: Look = lambda _, __: False
+    ) -> None:
+        """Batches of which `spares` says so are passed over, and not decoded."""
         self.positions = dict(positions)
+        self._spares = spares
         self.last_error: BaseException | None = None
         self._spec = spec
         self._consumer: KafkaConsumer | None = None
@@ -232,6 +254,7 @@ class _Reader:
             "bootstrap_timeout_ms": round(_CONNECT_TIMEOUT_S * 1000),
         }
         consumer = connect(KafkaConsumer, settings)
+        look_first(consumer, self._spares)
         consumer.assign(list(self.positions))
         for partition, offset in self.positions.items():
             consumer.seek(partition, offset)

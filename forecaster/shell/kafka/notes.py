@@ -7,6 +7,10 @@ needs no topic of its own. A worker that leaves in order takes its name off; whe
 import msgspec
 
 MOST_ASIDE = 100  # offsets remembered: the newest
+MOST_PASSED = 20  # batches remembered: the newest
+
+Span = tuple[int, int]
+"""The first offset of a batch, and the one behind its last."""
 
 
 class Note(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -18,8 +22,14 @@ class Note(msgspec.Struct, frozen=True, omit_defaults=True):
     """How many have died at this offset."""
     tries: int = 0
     """How many have begun with the record at this offset alone, and have not come to the next one."""
+    fetches: int = 0
+    """How many have begun to decode the batch at this offset, and had nothing of it."""
+    behind: int = 0
+    """Where that batch ends: the offset behind its last."""
     aside: tuple[int, ...] = ()
     """Offsets before this one whose records killed: a replay passes over them, too."""
+    passed: tuple[Span, ...] = ()
+    """Batches before this offset that killed who decoded them: likewise."""
 
 
 _decode = msgspec.json.Decoder(Note).decode
@@ -27,7 +37,8 @@ _decode = msgspec.json.Decoder(Note).decode
 
 def encode(note: Note) -> str:
     """As the metadata of a commit."""
-    return msgspec.json.encode(msgspec.structs.replace(note, aside=note.aside[-MOST_ASIDE:])).decode()
+    kept = msgspec.structs.replace(note, aside=note.aside[-MOST_ASIDE:], passed=note.passed[-MOST_PASSED:])
+    return msgspec.json.encode(kept).decode()
 
 
 def decode(metadata: str) -> Note:
@@ -38,14 +49,19 @@ def decode(metadata: str) -> Note:
         return Note()
 
 
+def fresh(note: Note, worker: str = "") -> Note:
+    """That of a worker who has not yet begun with anything: what killed before is all that stays."""
+    return Note(worker=worker, aside=note.aside, passed=note.passed)
+
+
 def inherited(note: Note, worker: str) -> Note:
     """What a new owner begins with: a name that is not its own is that of somebody who died.
 
-    >>> inherited(Note(worker="a", deaths=1), "b")
-    Note(worker='b', deaths=2, tries=0, aside=())
-    >>> inherited(Note(aside=(7,)), "b")
-    Note(worker='b', deaths=0, tries=0, aside=(7,))
+    >>> inherited(Note(worker="a", deaths=1), "b") == Note(worker="b", deaths=2)
+    True
+    >>> inherited(Note(deaths=1, aside=(7,)), "b") == Note(worker="b", aside=(7,))
+    True
     """
     if note.worker in {"", worker}:
-        return Note(worker=worker, aside=note.aside)
+        return fresh(note, worker)
     return msgspec.structs.replace(note, worker=worker, deaths=note.deaths + 1)

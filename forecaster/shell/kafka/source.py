@@ -8,7 +8,7 @@ client, because after an exception the old one may spin for ever.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
     KafkaError,
+    KafkaTimeoutError,
     LogTruncationError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
@@ -25,8 +26,10 @@ from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from forecaster.errors import DataError, ForecasterError
 from forecaster.shell.kafka import joining, policy
+from forecaster.shell.kafka.batches import look_first
 from forecaster.shell.kafka.client import connect, fatal, member_settings
 from forecaster.shell.kafka.listener import Listener
+from forecaster.shell.kafka.notes import Span
 from forecaster.shell.kafka.progress import Progress
 from forecaster.shell.kafka.record import Assigned, Change, Lost, Moved, MoveReason, Record, Revoked
 from forecaster.shell.kafka.spec import KafkaSpec
@@ -71,6 +74,10 @@ class Source:
     number is void. `before_revoke(partitions)` is asked, inside the rebalance, for the offsets of finished
     work on partitions that are about to be handed over, so that their next owner repeats as little as
     possible. `notes` go with the commits of each partition; `last_committed` are the offsets of those that are ours.
+
+    Partitions that are `apart` are read by `poll_alone`; of each of their batches `before_decoding(partition, behind)`
+    is told where it ends, and says whether it may be decoded now. `passed` are batches that a replay may not decode,
+    by partition, once that is known.
     """
 
     def __init__(self, spec: KafkaSpec, topic: str, now: Callable[[], float] = time.monotonic) -> None:
@@ -83,6 +90,10 @@ class Source:
         self.notes: dict[int, Notes] = {}
         self.last_committed: dict[int, int] = {}
         self.before_revoke: Callable[[frozenset[int]], Mapping[int, int]] = lambda _: {}
+        self.apart: set[int] = set()
+        self.before_decoding: Callable[[int, int], bool] = lambda _, __: True
+        self.passed: dict[int, Sequence[Span]] = {}
+        self._alone: int | None = None  # the partition that is being read alone
         self._now = now
         self._consumer: KafkaConsumer | None = None
         self._changes: list[Change] = []
@@ -97,8 +108,8 @@ class Source:
 
     # -- reading
 
-    def poll(self, timeout_s: float) -> list[Record]:
-        """Records of resumed partitions, grouped by partition, in offset order.
+    def poll(self, timeout_s: float, most: int | None = None) -> list[Record]:
+        """Records of resumed partitions, grouped by partition, in offset order; at most `most`, or as configured.
 
         Waits at most about `timeout_s`; empty while no broker answers. Raises BrokerError (credentials, rights,
         `out_of_range = "stop"`), FencedError and DataError (`unreadable = "stop"`), nothing else.
@@ -109,13 +120,15 @@ class Source:
         try:
             joining.before_poll(consumer)
             self._pass_over(consumer)
-            batches = consumer.poll(timeout_ms=round(timeout_s * 1000))
+            batches = consumer.poll(timeout_ms=round(timeout_s * 1000), max_records=most)
             joining.after_poll(consumer)
             records = [record for batch in batches.values() for record in to_records(batch)]
             self._watch(consumer, [partition.partition for partition in batches])
         except (NoOffsetForPartitionError, OffsetOutOfRangeError, LogTruncationError) as error:
             self._guarded(self._move, consumer, error)
             return []
+        except ForecasterError:  # of a question that was asked in between
+            raise
         except Exception as error:  # see the head of this file
             place = culprit(consumer, error)
             self._failed(error)
@@ -128,6 +141,50 @@ class Source:
             self._failures = 0
         return records
 
+    def poll_alone(self, partition: int, timeout_s: float = 0.0) -> Record | None:
+        """The next record of a partition that is `apart`, while all others wait; None where there is none yet."""
+        consumer = self._consumer
+        if consumer is None or partition not in self.epochs:
+            return None
+        paused = consumer.paused()
+        others = [p for p in self.epochs if self._tp(p) not in paused]
+        consumer.pause(*self._tps(others))
+        consumer.resume(self._tp(partition))
+        self._alone = partition
+        try:
+            found = self.poll(timeout_s, most=1)
+        finally:
+            self._alone = None
+            if self._consumer is consumer:
+                consumer.pause(*self._ours([partition]))
+                consumer.resume(*self._ours(others))
+        return found[0] if found else None
+
+    def _spares(self, partition: TopicPartition, span: Span) -> bool:
+        """Asked before a batch is decoded: none is spared, but one that is read alone is told of first."""
+        number = partition.partition
+        if number == self._alone and not self.before_decoding(number, span[1]):
+            raise KafkaTimeoutError("nobody answers, so a batch that may kill is not decoded")
+        return False
+
+    def pass_over(self, partition: int, span: Span, metadata: str) -> bool:
+        """Commit and read on behind a batch that killed who decoded it; False if nobody answered.
+
+        Raises DataError with `unreadable = "stop"`.
+        """
+        offset, behind = span
+        if self.spec.unreadable == "stop":
+            raise DataError(
+                f"{self.topic}/{partition}: the batch at offset {offset} kills whoever decodes it; reading could go on "
+                f'at {behind}: commit that, or set kafka.unreadable = "skip"'
+            )
+        if self._consumer is None or not self.commit({partition: behind}, metadata):
+            return False
+        place = self._tp(partition)
+        return self._guarded(
+            self._seek, self._consumer, {place: behind}, MoveReason.UNREADABLE, {place: offset}
+        )
+
     def changes(self) -> list[Change]:
         """What happened to partitions since the last call, in order."""
         changes, self._changes = self._changes, []
@@ -139,9 +196,9 @@ class Source:
             self._consumer.pause(*self._ours(partitions))
 
     def resume(self, partitions: Collection[int]) -> None:
-        """Give records of these from now on; what is not ours is ignored."""
+        """Give records of these from now on; what is not ours, or is apart, is ignored."""
         if self._consumer is not None:
-            self._consumer.resume(*self._ours(partitions))
+            self._consumer.resume(*self._ours(set(partitions) - self.apart))
             self._progress.restart(partitions)
 
     # -- what is known
@@ -305,6 +362,7 @@ class Source:
         try:
             consumer = connect(KafkaConsumer, settings)
             _require_topic(consumer, self.topic)
+            look_first(consumer, self._spares)
             consumer.subscribe([self.topic], listener=self._listen(consumer, assignor))
         except Exception as error:  # see the head of this file
             self._failed(error)
