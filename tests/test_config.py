@@ -110,6 +110,10 @@ def test_sections_that_contradict_themselves_or_each_other_are_named(tmp_path: P
     _, first, second = problems(path)
     assert "'predictions' is used twice" in first
     assert "series.idle_s = 5" in second
+    (problem,) = problems(write(tmp_path, "[kafka]\nstall_s = 2\n"))[1:]
+    assert problem.startswith("  [kafka]: stall_s = 2 has to be at least 6, two heartbeats")
+    assert problem.endswith("raise it")
+    assert load(write(tmp_path, "[kafka]\nstall_s = 2\nsession_timeout_s = 3\n"), {}).kafka.heartbeat_s == 1
     path = write(tmp_path, "[kafka]\nmax_message_bytes = 2000\n")
     assert "kafka.max_message_bytes = 2000: has to be at least" in problems(path)[1]
 

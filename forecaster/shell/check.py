@@ -5,13 +5,18 @@ changed.
 """
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from math import isfinite
 from pathlib import Path
 
 from forecaster.config import Config, every_key
+from forecaster.core.tick import Tick, TickSpec, make_decoder
 from forecaster.errors import ForecasterError
+from forecaster.shell.kafka import Record
 from forecaster.shell.kafka.admin import Admin
 from forecaster.shell.kafka.log import Log
+
+LOOKED_AT = 10  # offsets of each partition, newest: some may be markers of transactions
 
 
 def problems(config: Config) -> list[str]:
@@ -63,15 +68,30 @@ def _broker(config: Config) -> Iterator[str]:
 
 
 def _reading(config: Config) -> Iterator[str]:
-    """Whether the ticks may be read: a right of its own, which describing a topic does not show."""
+    """Whether the ticks may be read, a right of its own that no description shows, and what the newest of them hold."""
     log, topic = Log(config.kafka), config.topics.ticks
     try:
         partitions = log.partitions(topic)
         ends, starts = log.end_offsets(topic, partitions), log.beginning_offsets(topic, partitions)
-        newest = {p: (max(starts[p], end - 1), end) for p, end in ends.items()}
-        for _ in log.read(topic, newest, timeout_s=config.kafka.request_timeout_s):
-            pass
+        newest = {p: (max(starts[p], end - LOOKED_AT), end) for p, end in ends.items()}
+        records = [r for some in log.read(topic, newest, config.kafka.request_timeout_s) for r in some]
     except ForecasterError as error:
         yield f"topics.ticks = {topic!r}: cannot be read: {error}"
+        return
     finally:
         log.close()
+    yield from _covariates(config.tick, records)
+
+
+def _covariates(spec: TickSpec, records: Iterable[Record]) -> Iterator[str]:
+    """Covariates that are in none of the newest ticks: each may be missing now and then, but not always."""
+    decode = make_decoder(spec)
+    found = [tick for r in records if isinstance(tick := decode(r.key, r.value, r.timestamp_ms), Tick)]
+    for name, values in zip(
+        spec.covariates, zip(*(tick.covariates for tick in found), strict=True), strict=False
+    ):
+        if not any(map(isfinite, values)):
+            yield (
+                f"tick.covariates: {name!r} is a number in none of the newest {len(values)} ticks; mend the name, or"
+                f" what is sent, or leave it out"
+            )

@@ -111,6 +111,20 @@ def test_check_is_content_or_names_what_is_missing(
     assert "topics.state = 'no-such-state'" in shown
 
 
+def test_check_looks_for_the_covariates_in_the_newest_ticks(
+    at_broker: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORECASTER_TICK__COVARIATES", "load,wind")
+    assert call(monkeypatch, "check") == 0, "where no tick is, there is nothing to say"
+    ticks = [{"series": "a", "ts": 1.7e9, "value": 1.0, "load": load} for load in (None, 3.0, None)]
+    values = [b"no tick", *(json.dumps(tick).encode() for tick in ticks)]
+    publish(at_broker.kafka.bootstrap_servers, at_broker.topics.ticks, *values)
+    assert call(monkeypatch, "check") == 2
+    shown = capsys.readouterr().out
+    assert "tick.covariates: 'wind' is a number in none of the newest 3 ticks" in " ".join(shown.split())
+    assert "'load'" not in shown
+
+
 def test_tail_shows_lines_or_json(
     at_broker: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

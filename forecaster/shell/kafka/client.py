@@ -110,7 +110,7 @@ def member_settings(spec: KafkaSpec) -> Settings:
         "auto_offset_reset": "none",
         "partition_assignment_strategy": [CooperativeStickyAssignor],
         "session_timeout_ms": _ms(spec.session_timeout_s),
-        "heartbeat_interval_ms": min(3_000, _ms(spec.session_timeout_s / 3)),
+        "heartbeat_interval_ms": _ms(spec.heartbeat_s),
         "max_poll_interval_ms": _ms(spec.max_poll_interval_s),
     }
 

@@ -182,6 +182,13 @@ class KafkaSpec(Spec):
                 "transaction_timeout_s has to be longer than request_timeout_s",
             ),
             (
+                self.stall_s < 2 * self.heartbeat_s,
+                (
+                    f"stall_s = {self.stall_s:g} has to be at least {2 * self.heartbeat_s:g}, two heartbeats (of a third "
+                    "of session_timeout_s, 3 s at most), else a client that idles is thrown away for ever; raise it"
+                ),
+            ),
+            (
                 self.give_up_s <= self.stall_s + self.max_poll_interval_s,
                 "give_up_s has to be longer than stall_s + max_poll_interval_s",
             ),
@@ -190,6 +197,11 @@ class KafkaSpec(Spec):
                 "delivery_timeout_s has to be at least request_timeout_s + linger_s",
             ),
         ]
+
+    @property
+    def heartbeat_s(self) -> float:
+        """How often a member of the group shows that it is alive, and hears that the broker is."""
+        return min(3.0, self.session_timeout_s / 3)
 
     @property
     def stable_transactional_id(self) -> str:
