@@ -18,7 +18,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from forecaster.core import calibrate, covariates, experts, features, model, score, table
+from forecaster.core import bounds, calibrate, covariates, experts, features, model, score, table
+from forecaster.core.bounds import Bounds
 from forecaster.core.experts import Blend, Linear
 from forecaster.core.features import Running, Season
 from forecaster.core.model import ModelSpec, Params
@@ -77,7 +78,7 @@ def layout(spec: ModelSpec) -> Layout:
         carry=spec.carry_size,
         horizon=spec.horizon,
         levels=len(spec.levels),
-        running=features.RUNNING + 2 + covariates.STATE * len(spec.covariates),
+        running=features.RUNNING + 2 + bounds.STATE + covariates.STATE * len(spec.covariates),
         lines=experts.LINES,
         curves=experts.CURVES,
         experts=experts.COUNT,
@@ -150,18 +151,21 @@ class _Memory(NamedTuple):
     running: Running
     level: Array  # and slope of the trend
     slope: Array
+    bounds: Bounds
     covariates: Float[Array, "batch packed"]
 
 
 def _pack(memory: _Memory) -> Array:
     trend = jnp.stack([memory.level, memory.slope], axis=1)
-    return jnp.concatenate([features.pack(memory.running), trend, memory.covariates], axis=1)
+    edges = jnp.stack(memory.bounds, axis=1)
+    return jnp.concatenate([features.pack(memory.running), trend, edges, memory.covariates], axis=1)
 
 
 def _unpack(packed: Array) -> _Memory:
     own = features.RUNNING
-    trend = packed[:, own], packed[:, own + 1]
-    return _Memory(features.unpack(packed[:, :own]), *trend, packed[:, own + 2 :])
+    level, slope, *edges = packed[:, own : own + 2 + bounds.STATE].T
+    rest = packed[:, own + 2 + bounds.STATE :]
+    return _Memory(features.unpack(packed[:, :own]), level, slope, Bounds(*edges), rest)
 
 
 # --------------------------------------------------------------------------- before the network
@@ -182,22 +186,24 @@ class Percept(NamedTuple):
     linear: Float[Array, "horizon batch"]
     has_season: Bool[Array, " batch"]
     live: Bool[Array, "horizon batch"]  # whether those forecasts were published
+    stopped: tuple[Float[Array, "horizon batch"], ...]  # how low and how high they could go, in scales
+    limits: tuple[Float[Array, " batch"], ...]  # the same of those made now, in units of the value
 
 
 def perceive(
-    rows: Rows, idx: Int[Array, " batch"], steps: Steps, periods: Int[Array, " season"], horizon: int
+    spec: ModelSpec, rows: Rows, idx: Int[Array, " batch"], steps: Steps, periods: Int[Array, " season"]
 ) -> tuple[Rows, Percept]:
     """Take in one step: everything but the network, the mix and its corrections.
 
     The changes hold the old carry, regrets and corrections, and the quantiles that waited; `foretell` replaces them.
     """
-    batch = idx.shape[0]
+    batch, horizon = idx.shape[0], spec.horizon
 
     def read(column: Array) -> Array:
         return table.whole(column, idx)
 
     count, base, value = read(rows.count), read(rows.base), steps.value
-    running, holt_level, holt_slope, known = _unpack(read(rows.running))
+    running, holt_level, holt_slope, edges, known = _unpack(read(rows.running))
 
     # what waited for this value
     settled = (count >= jnp.arange(1, horizon + 1)[:, None]) & steps.valid
@@ -205,6 +211,10 @@ def perceive(
     had, scaled, live = origin[..., :3].T
     actual = jnp.where(settled, (value - had) / jnp.where(settled, scaled, 1.0), 0.0)
     waited = table.due(rows.waiting, idx, count, horizon)
+    outer = (waited[..., experts.CURVES + i].astype(jnp.float32).T for i in bounds.outer(spec.levels))
+    low, high = (quantile * scaled for quantile in outer)
+    stopped = bounds.limits(edges)
+    edges = bounds.observe(edges, value, had, (low, high), settled)
     points = experts.assemble(origin[..., 3:].T, waited[..., : experts.CURVES].astype(jnp.float32).T)
     blend = Blend(*_last(read(rows.blend)))
     error = experts.follow(blend.error, points, actual, settled, count)
@@ -286,6 +296,8 @@ def perceive(
         linear=features.unsquash(said.T),
         has_season=seasons[0].period > 0,
         live=settled & (live > 0),
+        stopped=tuple((end - had) / jnp.where(settled, scaled, 1.0) for end in stopped),
+        limits=tuple(end - value for end in bounds.limits(edges)),
     )
     trace = jnp.stack([jnp.log(scale), jnp.log(steps.dt_s + 1e-6), steps.week], axis=1)
     silent = curves_now(percept, jnp.full((horizon, batch), jnp.nan))
@@ -294,7 +306,7 @@ def perceive(
         base=base,
         value=value,
         trace=jnp.concatenate([trace, signals], axis=1),
-        running=_pack(_Memory(running, holt_level, holt_slope, known)),
+        running=_pack(_Memory(running, holt_level, holt_slope, edges, known)),
         origin=jnp.stack([value, scale, steps.live.astype(jnp.float32), *percept.lines], axis=1),
         waiting=jnp.concatenate([silent.T, waited[..., experts.CURVES :]], axis=2),
         regressors=x_linear,
@@ -344,7 +356,7 @@ def advance(
     spec: ModelSpec, serving: Serving, rows: Rows, idx: Int[Array, " batch"], steps: Steps
 ) -> tuple[Rows, Forecasts, Scores]:
     """One step of each series in `idx`. Reads the table; what to write is returned (see `table.write`)."""
-    changes, percept = perceive(rows, idx, steps, serving.periods, spec.horizon)
+    changes, percept = perceive(spec, rows, idx, steps, serving.periods)
     return foretell(spec, serving, changes, percept)
 
 
@@ -362,7 +374,8 @@ def foretell(
     )
     scores = score.score(waited, actual, percept.live, levels)
     anomaly = jnp.where(settled[0], score.anomaly(waited[0], actual[0], median), jnp.nan)
-    slope = score.below(waited, actual) - jnp.asarray(levels, jnp.float32)[:, None]
+    fell = bounds.settle(score.below(waited, actual), waited, actual, percept.stopped)
+    slope = fell - jnp.asarray(levels, jnp.float32)[:, None]
     blend = Blend(*_last(changes.blend))
     blend, unit = experts.settle(blend, percept.points, waited, slope, settled, levels)
     offset = calibrate.settle(_last(changes.offset), slope, unit, settled)
@@ -384,7 +397,8 @@ def foretell(
     blend, offset = experts.unbiased(blend, fresh), jnp.where(fresh, 0.0, offset)
     share = experts.weights(blend, awake)
     mixed = experts.mix(jnp.where(awake, points, 0.0), network, blend, share, levels)
-    quantiles = _half(calibrate.correct(mixed, offset, median))
+    low, high = (end / percept.scale for end in percept.limits)
+    quantiles = _half(jnp.clip(calibrate.correct(mixed, offset, median), low, high))
     status = jnp.where(serving.trained, jnp.where(warm, jnp.where(finite, OK, FALLBACK), WARMING), COLD)
 
     changes = changes._replace(
@@ -394,7 +408,7 @@ def foretell(
         offset=_first(offset),
     )
     # What is published is what waits: rounded to half precision relative to the last value.
-    published = _first(quantiles.astype(jnp.float32) * percept.scale)
+    published = _first(jnp.clip(quantiles.astype(jnp.float32) * percept.scale, *percept.limits))
     return changes, Forecasts(published, percept.scale, status.astype(jnp.int32), anomaly), scores
 
 

@@ -265,15 +265,15 @@ class _Seen(NamedTuple):
     scale: Floats  # (step,)
 
 
-@partial(jax.jit, static_argnames="horizon")
+@partial(jax.jit, static_argnames="spec")
 def _scan(
-    rows: Rows, columns: Steps, periods: Array, *, horizon: int
+    rows: Rows, columns: Steps, periods: Array, *, spec: ModelSpec
 ) -> tuple[Rows, tuple[Array, Array, Array]]:
     """Perceive CHUNK steps of LANES series; what is seen has the time axis first."""
     lanes = jnp.arange(LANES)
 
     def step(rows: Rows, now: Steps) -> tuple[Rows, tuple[Array, Array, Array]]:
-        changes, percept = perceive(rows, lanes, now, periods, horizon)
+        changes, percept = perceive(spec, rows, lanes, now, periods)
         moved = table.write(rows, jnp.where(now.valid, lanes, LANES), changes)
         return moved, (percept.x, percept.direct, percept.scale)
 
@@ -317,7 +317,7 @@ def _run_lanes(
         steps = Steps(
             *(jnp.asarray(np.pad(c, [(0, 0), (0, pad)] + [(0, 0)] * (c.ndim - 2))) for c in columns)
         )
-        rows, each = _scan(rows, steps, jnp.asarray(periods), horizon=model.horizon)
+        rows, each = _scan(rows, steps, jnp.asarray(periods), spec=model)
         to = place[at]
         kept = real & (to >= 0)
         for whole, part in zip(seen, each, strict=True):

@@ -1,0 +1,92 @@
+"""The least and the greatest value a series has had, and whether it stops there.
+
+A counter does not fall below zero, a share does not pass one, a machine has a most that it can do; a price knows no
+such bound. Which is which shows in the outcomes of forecasts that reached as far as the extreme: of a series without a
+bound, at least the share that the level promises goes beyond it. `trust` is the running share of such
+outcomes that stayed inside, and once it passes TRUSTED, no forecast goes further. Outcomes beyond are seen whether
+forecasts stop at the extreme or not, so trust can be lost as it was won.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+RATE = 0.03  # of the share of outcomes inside, for each step at which all forecasts reached the extreme
+TRUSTED = (
+    0.95  # the level 0.05 that is as low as an extreme leaves more than 5 % beyond it where there is no bound
+)
+NEAR = 1e-3  # of the distance: what waits is half precision
+
+
+class Bounds(NamedTuple):
+    """One a series, float32, shape (batch,); all zero in a newborn series, whose first value is its base."""
+
+    lowest: Array  # value so far, relative to the series' base
+    highest: Array
+    low_trust: Array  # share of outcomes that stayed inside, from 0
+    high_trust: Array
+
+
+STATE = len(Bounds._fields)
+
+
+def outer(levels: tuple[float, ...]) -> tuple[int, int]:
+    """Which levels tell of a bound: the outermost that leave at least 1 - TRUSTED outside."""
+    share = 1 - TRUSTED - 1e-9
+    low = next((i for i, level in enumerate(levels) if level >= share), len(levels) - 1)
+    high = next((i for i in reversed(range(len(levels))) if 1 - levels[i] >= share), 0)
+    return low, high
+
+
+def observe(
+    bounds: Bounds,
+    value: Float[Array, " batch"],
+    had: Float[Array, "horizon batch"],
+    reached: tuple[Float[Array, "horizon batch"], Float[Array, "horizon batch"]],
+    settled: Bool[Array, "horizon batch"],
+) -> Bounds:
+    """Take in one value.
+
+    `had` is the last value at the origins, `reached` the quantiles of the two `outer` levels that were forecast there,
+    relative to it, all in units of the value.
+    """
+    known = jnp.maximum(settled.sum(0), 1)
+    low, high = reached
+
+    def follow(trust: Array, inside: Array, there: Array) -> Array:
+        return trust + RATE * (there & settled).sum(0) / known * (inside - trust)
+
+    at_low = low <= (bounds.lowest - had) * (1 - NEAR)
+    at_high = high >= (bounds.highest - had) * (1 - NEAR)
+    return Bounds(
+        lowest=jnp.minimum(bounds.lowest, value),
+        highest=jnp.maximum(bounds.highest, value),
+        low_trust=follow(bounds.low_trust, value >= bounds.lowest, at_low),
+        high_trust=follow(bounds.high_trust, value <= bounds.highest, at_high),
+    )
+
+
+def limits(bounds: Bounds) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    """How low and how high a forecast may go, relative to the base; infinite where nothing stops it."""
+    low = jnp.where(bounds.low_trust > TRUSTED, bounds.lowest, -jnp.inf)
+    high = jnp.where(bounds.high_trust > TRUSTED, bounds.highest, jnp.inf)
+    return low, high
+
+
+def settle(
+    fell: Float[Array, "horizon level batch"],
+    waited: Float[Array, "horizon level batch"],
+    actual: Float[Array, "horizon batch"],
+    stopped: tuple[Float[Array, "horizon batch"], ...],
+) -> Float[Array, "horizon level batch"]:
+    """Outcomes below their quantiles (1, else 0), where one on a bound counts as inside of a quantile that it stopped.
+
+    So a correction learns as if its quantile had gone further, and neither runs away nor comes out of the bound as long
+    as outcomes lie there. All but `fell` are in the same units, relative to the origin.
+    """
+    low, high = stopped
+    at_low = (waited <= (low * (1 - NEAR))[:, None]) & (actual >= low)[:, None]
+    at_high = (waited >= (high * (1 - NEAR))[:, None]) & (actual <= high)[:, None]
+    return jnp.where(at_low, 0.0, jnp.where(at_high, 1.0, fell))

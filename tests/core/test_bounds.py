@@ -1,0 +1,95 @@
+"""Where a series stops: learned from outcomes, for series that stop alone, and unlearned when they go further."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forecaster.core import bounds, score
+from forecaster.core.bounds import Bounds
+from forecaster.core.calls import Shape
+from forecaster.core.model import ModelSpec
+from forecaster.core.tick import Tick
+from tests.folds import make_fold
+
+SPEC = ModelSpec(hidden=4, horizon=3, levels=(0.05, 0.5, 0.95), context_length=8, warm_up=4)
+NEWBORN = Bounds(*jnp.zeros((bounds.STATE, 1)))
+
+
+def forecasts(values: np.ndarray) -> np.ndarray:
+    """All quantiles of one series after each of its values: (step, horizon, level)."""
+    fold = make_fold(SPEC, rows=8, shapes=[Shape(1, 64, 1, 1)])
+    ticks = [Tick("a", 60.0 * t, float(value)) for t, value in enumerate(values)]
+    fold.admit(0, range(len(ticks)), ticks)
+    issued = fold.run()
+    return issued.last[:, None, None] + issued.offset
+
+
+def follow(values: np.ndarray, reach: float) -> np.ndarray:
+    """Limits after each value when every forecast reaches `reach` to both sides of the value before."""
+    settled = jnp.ones((1, 1), bool)
+
+    def step(state: tuple[Bounds, jax.Array], value: jax.Array) -> tuple[tuple[Bounds, jax.Array], jax.Array]:
+        before, had = state
+        ends = jnp.full((1, 1), -reach), jnp.full((1, 1), reach)
+        after = bounds.observe(before, value[None], had, ends, settled)
+        return (after, value[None, None]), jnp.stack(bounds.limits(after))[:, 0]
+
+    start = NEWBORN, jnp.zeros((1, 1))
+    return np.asarray(jax.jit(lambda v: jax.lax.scan(step, start, v))(jnp.asarray(values, jnp.float32))[1])
+
+
+def test_a_counter_is_not_forecast_below_zero() -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(1.0, 1500) * (rng.random(1500) < 0.5)
+    found = forecasts(counts)
+    assert found[:100].min() < -0.1  # nobody knows yet
+    assert found[1000:].min() == 0
+    assert found[1000:, :, 2].mean() > 1  # and the other side is as open as it was
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_random_walk_stops_nowhere(seed: int) -> None:
+    values = np.cumsum(np.random.default_rng(seed).normal(size=2000))
+    assert np.isinf(follow(values, 1.645)).mean() > 0.95
+
+
+def test_a_bound_that_is_passed_is_soon_forgotten() -> None:
+    rng = np.random.default_rng(1)
+    before, after = np.abs(rng.normal(size=1000)), rng.normal(size=200)
+    found = forecasts(np.concatenate([before, after]))
+    low = found[:, 0, 0]
+    assert low[900:1000].min() >= 0
+    assert np.median(low[1100:]) < -0.5
+
+
+def test_levels_that_tell_of_a_bound_leave_enough_outside() -> None:
+    assert bounds.outer((0.05, 0.5, 0.95)) == (0, 2)
+    assert bounds.outer((0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)) == (2, 4)
+    assert bounds.outer((0.5,)) == (0, 0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=60, max_size=60), st.floats(0, 1e6, width=32))
+def test_limits_hold_everything_that_was_seen(values: list[float], reach: float) -> None:
+    found = follow(np.array([0.0, *values]), reach)
+    seen = np.array([0.0, *values], np.float32)
+    assert (found[:, 0] <= np.minimum.accumulate(seen)).all()
+    assert (found[:, 1] >= np.maximum.accumulate(seen)).all()
+
+
+def test_an_outcome_on_a_bound_is_inside_of_a_quantile_that_it_stopped() -> None:
+    waited = jnp.asarray([[-1.0], [0.0], [2.0]])[None]
+    ends = jnp.full((1, 1), -1.0), jnp.full((1, 1), 2.0)
+
+    def fell(actual: float) -> list[float]:
+        outcome = jnp.full((1, 1), actual)
+        return bounds.settle(score.below(waited, outcome), waited, outcome, ends)[0, :, 0].tolist()
+
+    assert fell(-1.0) == [0, 1, 1]  # not half
+    assert fell(2.0) == [0, 0, 1]
+    assert fell(0.5) == [0, 0, 1]
+    assert fell(-1.1) == [1, 1, 1]  # beyond it
+    assert fell(2.1) == [0, 0, 0]
