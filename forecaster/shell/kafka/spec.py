@@ -185,7 +185,8 @@ class KafkaSpec(Spec):
                 self.stall_s < 2 * self.heartbeat_s,
                 (
                     f"stall_s = {self.stall_s:g} has to be at least {2 * self.heartbeat_s:g}, two heartbeats (of a "
-                    "third of session_timeout_s, 3 s at most), else a client that idles is thrown away for ever; raise it"
+                    "third of session_timeout_s, 3 s at most), else a client that idles is thrown away for "
+                    "ever; raise it"
                 ),
             ),
             (
