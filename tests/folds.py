@@ -36,8 +36,14 @@ def make_fold(
     """A fold with nothing in it; folds of one shape share their compiled programs."""
     series = SeriesSpec(max_series=rows, idle_s=idle_s)
     fold = Fold(spec, series, grid or GridSpec(), same_time, shapes=shapes)
-    fold._programs = _programs.setdefault((spec, rows, tuple(shapes)), {})
+    share_programs(fold)
     return fold
+
+
+def share_programs(fold: Fold) -> None:
+    """Those of all folds of the same network and size."""
+    shape = (fold.spec, fold.index.spec.max_series, fold._shapes)
+    fold._programs = _programs.setdefault(shape, {})
 
 
 def make_model(

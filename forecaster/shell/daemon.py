@@ -107,6 +107,7 @@ class Daemon(Worker):
     def start(self) -> None:
         """Everything that has to be there before the group is joined. Raises ConfigError."""
         self.prepare_topics()
+        self.lifecycle.begin()
         self.compile()
         gc.collect()
         gc.freeze()  # what the start leaves stays: a collection that looks through it makes ticks wait

@@ -13,8 +13,9 @@ from forecaster.core.batch import Issued
 from forecaster.core.fold import Fold
 from forecaster.core.model import Model
 from forecaster.core.programs import Programs
+from forecaster.errors import ForecasterError
 from forecaster.shell.metrics import Metrics, Phase, compiling
-from forecaster.shell.models import ModelsFollower, NowServing, Refused
+from forecaster.shell.models import Models, ModelsFollower, NowServing, Refused
 from forecaster.shell.models.convert import from_stored
 from forecaster.shell.state import StateTopic, Target
 from forecaster.shell.training import Training
@@ -52,6 +53,7 @@ class Lifecycle:
     def __init__(self, config: Config, fold: Fold, metrics: Metrics, training: Training) -> None:
         self.training = training
         self._fold, self._metrics = fold, metrics
+        self._topic = Models(config.kafka, config.topics.models)
         self._models = ModelsFollower(config.kafka, config.topics.models)
         self._adapting: Adapting | None = None
         self._target: Target | None = None  # what is to serve
@@ -60,6 +62,24 @@ class Lifecycle:
     def known(self) -> bool:
         """Whether the models topic has said what serves, if anything does."""
         return self._models.caught_up
+
+    def begin(self) -> None:
+        """Take up the network of the model that serves: its programs are compiled at the start, its swaps are replayed.
+
+        The configured network may be another one, of which a model is still to be trained. It is taken if nobody
+        answers, and that of what serves is compiled when it is known.
+        """
+        try:
+            stored = self._topic.fetch()
+        except ForecasterError as error:
+            _log.warning(
+                "serving_model_not_known", error=str(error), mend="the configured network is compiled"
+            )
+            return
+        model = from_stored(stored) if stored is not None else None
+        if isinstance(model, Model) and model.spec != self._fold.spec and self._fold.takes(model.spec):
+            _log.info("network_of_what_serves", version=model.version, spec=str(model.spec))
+            self._fold.adopt(model.spec, {})
 
     # ------------------------------------------------------------------ from the loop
 

@@ -239,7 +239,11 @@ class StateTopic:
         return True
 
     def _pass(self, partition: int, ours: _Partition) -> None:
-        """The fold has come to a swap that is on the log."""
+        """The fold has come to a swap that is on the log.
+
+        Where its model cannot be had, or is of another network, the one before stays; what is to serve by now is
+        swapped in afterwards.
+        """
         due = ours.due.popleft()
         if due.model is not None and due.model.spec == self._fold.spec:
             self._fold.swap(due.model, partition)

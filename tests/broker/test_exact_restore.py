@@ -18,7 +18,8 @@ from forecaster.config import Config
 from forecaster.core import pages
 from forecaster.core.calls import Shape
 from forecaster.core.fold import Fold
-from forecaster.core.pages import Skip
+from forecaster.core.model import ModelSpec
+from forecaster.core.pages import Page, Refusal, Skip, Swap
 from forecaster.core.table import Rows
 from forecaster.shell.daemon import Daemon, make_delivery
 from forecaster.shell.kafka import TopicsSpec
@@ -31,7 +32,7 @@ from forecaster.shell.prediction import decode
 from forecaster.shell.signals import Signals
 from forecaster.shell.training import Training
 from tests.broker.workers import fresh_topics, read_all, spec_for, until
-from tests.folds import ROWS, SPEC, START_S, make_fold, make_model, same_column
+from tests.folds import ROWS, SPEC, START_S, WINDOW, make_fold, make_model, same_column, share_programs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
@@ -48,12 +49,17 @@ class Line:
         delivery: str,
         ticks: TopicsSpec,
         max_staleness_s: float = 0.0,
-        interval_s: float = 1.0,
+        interval_s: float = 0.1,
     ) -> None:
         own = fresh_topics(kafka, partitions=len(PARTITIONS))
         quiet = {"on_start": False, "every_ticks": 0, "every_ratio": 0.0, "drift": False}
         spec = spec_for(kafka, delivery=delivery, instance_id="w" if delivery == "exactly_once" else None)
-        read = {"max_poll_records": 23, "commit_interval_s": 0.3, "max_staleness_s": max_staleness_s}
+        read = {
+            "max_poll_records": 23,
+            "commit_interval_s": 0.3,
+            "max_staleness_s": max_staleness_s,
+            "session_timeout_s": 20,  # programs are compiled in turns
+        }
         self.config = Config(
             kafka=spec.model_copy(update=read),
             topics=own.model_copy(update={"ticks": ticks.ticks, "models": ticks.models}),
@@ -68,6 +74,8 @@ class Line:
         self.metrics = metrics = Metrics(horizon=SPEC.horizon, levels=SPEC.levels)
         fold, source = make_fold(shapes=ONE), Source(config.kafka, config.topics.ticks)
         lifecycle = Lifecycle(config, fold, metrics, Training(config, metrics, signals))
+        lifecycle.begin()
+        share_programs(fold)
         delivery = make_delivery(config, source)
         return Daemon(config, None, signals, metrics, fold, source, delivery, lifecycle)
 
@@ -80,6 +88,19 @@ class Line:
 
     def serve(self, version: str) -> None:
         until(lambda: all(self.daemon.fold.version(p) == version for p in PARTITIONS), self.daemon.turn)
+
+    def stored(self) -> list[tuple[int, pages.Stored | Refusal]]:
+        """What was written to the state topic, by partition."""
+        found = read_all(self.config.kafka, self.config.topics.state)
+        return [(r.partition, pages.decode(r.value)) for r in found if r.value]
+
+    def past(self, offset: int) -> set[int]:
+        """Partitions whose one page has come past this offset."""
+        return {p for p, page in self.stored() if isinstance(page, Page) and page.offset > offset}
+
+    def swaps(self) -> list[tuple[int, int, str]]:
+        """Partition, offset and version of those that were written."""
+        return [(p, swap.offset, swap.version) for p, swap in self.stored() if isinstance(swap, Swap)]
 
     def turn_until_it_reads(self) -> None:
         before = self.daemon.source.positions()
@@ -158,6 +179,61 @@ def test_workers_that_are_killed_come_to_the_state_of_one_that_never_was(lines: 
     assert killed.counted("forecaster_state_pages_total", event="read") > 0
     assert steady.counted("forecaster_state_pages_total", event="read") == 0
     same(steady.daemon.fold, killed.daemon.fold)
+
+
+def test_a_swap_to_another_network_is_followed_by_who_comes_next(lines: tuple[Line, Line]) -> None:
+    """Killed when all pages are past the swap it is exact; killed before, each answer is of the model of its offset."""
+    steady, killed = lines
+    rng, models = random.Random(6), Models(steady.config.kafka, steady.config.topics.models)
+    larger = SPEC.model_copy(update={"cell": "lstm", "hidden": 12})
+
+    def swap_to(version: str, spec: ModelSpec) -> None:
+        models.publish(to_stored(make_model(version, seed=int(version[1:]), spec=spec)))
+        models.serve(version, "a test")
+        for line in lines:
+            line.serve(version)
+
+    for number, (version, spec) in enumerate((("v1", SPEC), ("v2", larger))):
+        swap_to(version, spec)
+        send(steady, number * STRETCH, STRETCH, rng)
+        for line in lines:
+            line.answer((number + 1) * STRETCH)
+    until(lambda: set(PARTITIONS) == killed.past(STRETCH), killed.daemon.turn)
+    killed.succeed()
+    send(steady, 2 * STRETCH, STRETCH, rng)
+    for line in lines:
+        line.answer(3 * STRETCH)
+    assert killed.counted("forecaster_state_pages_total", event="read") > 0
+    assert killed.counted("forecaster_state_models_missing_total") == 0
+    same(steady.daemon.fold, killed.daemon.fold)
+
+    swap_to("v3", SPEC)
+    send(steady, 3 * STRETCH, STRETCH, rng)
+    killed.turn_until_it_reads()
+    killed.succeed()
+    for line in lines:
+        line.answer(4 * STRETCH)
+    assert sorted(swap for swap in killed.swaps() if swap[2] == "v3") == [
+        (p, 3 * STRETCH, "v3") for p in PARTITIONS
+    ]
+    for partition in PARTITIONS:
+        assert killed.daemon.fold.version(partition) == "v3"
+        rows = [
+            np.array([s.row for s in line.daemon.fold.index.partitions[partition].values()]) for line in lines
+        ]
+        columns = [line.daemon.fold.read(its) for line, its in zip(lines, rows, strict=True)]
+        for name, a, b in zip(Rows._fields, *columns, strict=True):
+            if name in WINDOW:
+                same_column(name, a, b)
+    answers = [
+        decode(r.value or b"") for r in read_all(killed.config.kafka, killed.config.topics.predictions)
+    ]
+    assert {(answer.source.offset // STRETCH, answer.model) for answer in answers} == {
+        (0, "v1"),
+        (1, "v2"),
+        (2, "v2"),
+        (3, "v3"),
+    }
 
 
 def test_stale_ticks_are_skipped_and_who_comes_next_skips_the_same(kafka: str, delivery: str) -> None:
