@@ -1,4 +1,5 @@
-"""What holds for every test: the CPU, a clean environment, Kafka on demand, no skips in CI.
+"""What holds for every test: the CPU, a clean environment, programs that are compiled once, Kafka on demand, no skips
+in CI.
 
 Tests run in random order, each with its seeds set anew (pytest-randomly). `FORECASTER_TEST_KAFKA=host:port`
 points the broker tests at a broker that is already there; `CI` or `FORECASTER_NO_SKIP` turns every skip into
@@ -8,6 +9,7 @@ a failure.
 import os
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import pytest
@@ -19,7 +21,20 @@ for name in [name for name in os.environ if name.startswith("FORECASTER_")]:
     del os.environ[name]  # the developer's own settings are none of the tests' business
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+COMPILED = "JAX_COMPILATION_CACHE_DIR"
+"""Programs of the session, and of the processes that it starts: what one compiles, the next one reads."""
+
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where compiled programs are kept while the session lasts, unless there is a place for them already."""
+    if COMPILED not in os.environ:
+        kept = TemporaryDirectory(prefix="forecaster-tests-")
+        config.add_cleanup(kept.cleanup)
+        os.environ[COMPILED] = kept.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,17 +72,6 @@ def kafka(request: pytest.FixtureRequest) -> Iterator[str]:
 
     with Cluster() as cluster:
         yield cluster.bootstrap_servers
-
-
-@pytest.fixture(scope="session")
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Processes of the session that have the same programs: what one compiles, the next one reads."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-            patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("jax")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-        yield
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

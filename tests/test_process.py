@@ -22,7 +22,6 @@ pytestmark = [
     pytest.mark.broker,
     pytest.mark.slow,
     pytest.mark.timeout(300),
-    pytest.mark.usefixtures("compiled_once"),
 ]
 
 PARTITIONS = 2

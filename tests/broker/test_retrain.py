@@ -130,7 +130,7 @@ def test_an_empty_log_gives_no_data_and_changes_nothing(config: Config) -> None:
 
 
 def test_a_broker_that_is_away_is_a_crash_with_its_name(config: Config) -> None:
-    away = config.kafka.model_copy(update={"bootstrap_servers": "127.0.0.1:9"})
+    away = config.kafka.model_copy(update={"bootstrap_servers": "127.0.0.1:9", "connect_timeout_s": 2})
     ended = retrained(config.model_copy(update={"kafka": away}))
     assert ended.outcome is Outcome.CRASHED
     assert "127.0.0.1:9" in ended.message

@@ -58,8 +58,8 @@ def storms(pytestconfig: pytest.Config) -> int:
 
 
 @pytest.fixture(scope="session")
-def stage(kafka_jars: None, compiled_once: None) -> Iterator[Stage]:
-    """One broker and its proxy, healed after each test; what workers compile is kept for the next one."""
+def stage(kafka_jars: None) -> Iterator[Stage]:
+    """One broker and its proxy, healed after each test."""
     with ExitStack() as stack:
         yield Stage.enter(stack)
 

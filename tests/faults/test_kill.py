@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from forecaster.shell.crash import Point
-from tests.faults.conftest import MakeRig
+from tests.faults.conftest import BOTH, MakeRig
 
 WORK = [Point.POLLED, Point.FOLDED, Point.SENDING, Point.ACKNOWLEDGED, Point.OFFSETS_ASKED]
 POINTS = {
@@ -16,10 +16,16 @@ POINTS = {
 
 @pytest.mark.fault("T1")
 @pytest.mark.parametrize("delivery", POINTS)
-def test_killed_at_each_point_of_its_work(make_rig: MakeRig, delivery: str) -> None:
+def test_killed_at_each_point_of_its_work(
+    make_rig: MakeRig, pytestconfig: pytest.Config, delivery: str
+) -> None:
+    """In continuous integration the points at which the promises differ are enough for the weaker one."""
+    points = POINTS[delivery]
+    if delivery == "at_least_once" and not pytestconfig.getoption("--catalogue"):
+        points = [Point.SENDING, Point.ACKNOWLEDGED, Point.COMMITTED]
     with make_rig(delivery) as rig:
         rig.load()
-        for point in POINTS[delivery]:
+        for point in points:
             worker = rig.start(fault_at=f"{point}:{rig.random.randint(1, 20)}", ready=False)
             assert worker.await_end(60.0) == -signal.SIGKILL, worker.child.tail()
             rig.tried += 1
@@ -29,7 +35,7 @@ def test_killed_at_each_point_of_its_work(make_rig: MakeRig, delivery: str) -> N
 
 
 @pytest.mark.fault("T2")
-@pytest.mark.parametrize("delivery", POINTS)
+@BOTH
 def test_killed_at_any_moment(make_rig: MakeRig, kills: int, delivery: str) -> None:
     with make_rig(delivery) as rig:
         rig.load()

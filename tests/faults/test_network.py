@@ -80,7 +80,7 @@ def test_the_broker_is_killed_and_stopped(make_rig: MakeRig) -> None:
 @pytest.mark.fault("T7", "T8")
 @BOTH
 def test_of_three_brokers_one_after_the_other_is_killed(
-    make_rig: MakeRig, kafka_jars: None, compiled_once: None, delivery: str
+    make_rig: MakeRig, kafka_jars: None, delivery: str
 ) -> None:
     with ExitStack() as stack, make_rig(delivery, Stage.enter(stack, nodes=3)) as rig:
         rig.load()
@@ -97,7 +97,11 @@ def test_of_three_brokers_one_after_the_other_is_killed(
 
 @pytest.mark.fault("T8")
 @pytest.mark.parametrize(
-    ("delivery", "call"), [("at_least_once", OFFSET_COMMIT), ("exactly_once", END_TXN)], ids=["commit", "end"]
+    ("delivery", "call"),
+    [
+        pytest.param("at_least_once", OFFSET_COMMIT, id="commit", marks=pytest.mark.catalogue),
+        pytest.param("exactly_once", END_TXN, id="end"),
+    ],
 )
 def test_what_was_committed_is_not_said(make_rig: MakeRig, delivery: str, call: int) -> None:
     """The broker does it; the worker never hears so."""
