@@ -306,7 +306,9 @@ class TrainerProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=kept | ENVIRONMENT | environment,
-            start_new_session=True,  # Ctrl-C is for the daemon, which ends its trainer itself
+            # Ctrl-C is for the daemon, which ends its trainer itself. In a session of its own the trainer would be an
+            # equal of the daemon, whatever its priority: Linux divides the time by sessions first (autogroup).
+            process_group=0,
         )
         self.pid = self._process.pid
         self._now = now

@@ -41,7 +41,7 @@ from forecaster.shell.models.convert import from_stored, to_stored
 from forecaster.shell.replay import read_ticks
 from forecaster.shell.slices import Slicer
 
-NICE = 10
+NICE = 10  # where there is nothing better
 PR_SET_PDEATHSIG = 1
 MOST_JOB_BYTES = 1 << 20
 
@@ -329,7 +329,10 @@ def newest(first: Mapping[int, int], ends: Mapping[int, int], most: int) -> dict
 def _die_with_parent() -> None:
     """Low priority, and an end when the parent ends, however it does (elsewhere than on Linux: at the end of stdin)."""
     os.nice(NICE)
-    if sys.platform == "linux":
+    if (
+        sys.platform == "linux"
+    ):  # a task that wakes up never waits for one that is idle, as it does for a nice one
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

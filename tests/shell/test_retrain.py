@@ -194,20 +194,20 @@ def test_a_worker_that_no_longer_leads_cancels_its_trainer_and_starts_none() -> 
         assert not made.running
 
 
-def test_the_trainer_has_one_core_a_session_of_its_own_and_none_of_our_secrets(
+def test_the_trainer_has_one_core_a_group_of_its_own_in_our_session_and_none_of_our_secrets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FORECASTER_KAFKA__SASL_PLAIN_PASSWORD", "hush")
     tells = READ + textwrap.dedent("""
         import os
         print(json.dumps({"stage": "end", "outcome": "rejected", "message": json.dumps(
-            [os.environ["PJRT_NPROC"], os.environ["OMP_NUM_THREADS"], os.getsid(0) == os.getpid(),
+            [os.environ["PJRT_NPROC"], os.environ["OMP_NUM_THREADS"], os.getpgid(0) == os.getpid(), os.getsid(0),
              [name for name in os.environ if name.startswith("FORECASTER_")],
              os.stat(os.environ["JAX_COMPILATION_CACHE_DIR"]).st_mode & 0o777])}))
     """)
     with retrainer(tells) as made:
         made.request("cli")
-        assert the_end(made).message == f'["1", "1", true, [], {0o700}]'
+        assert the_end(made).message == f'["1", "1", true, {os.getsid(0)}, [], {0o700}]'
 
 
 def test_what_was_compiled_is_removed_at_the_end() -> None:
@@ -250,6 +250,19 @@ def test_the_first_fit_is_given_less_time() -> None:
         assert the_end(made, serving=False).message == str(int(SPEC.first_fit_s))
         made.request("cli")
         assert the_end(made).message == str(int(SPEC.fit_s))
+
+
+@pytest.mark.process
+@pytest.mark.skipif(sys.platform != "linux", reason="the policy is Linux's")
+def test_a_trainer_takes_only_time_that_nobody_else_wants() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "forecaster.shell.trainer"], stdin=subprocess.PIPE
+    ) as process:
+        deadline_s = time.monotonic() + 60
+        while os.sched_getscheduler(process.pid) != os.SCHED_IDLE and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
+        process.kill()
 
 
 # --- the parent's death ---
