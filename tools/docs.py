@@ -200,6 +200,7 @@ def _dead_letter_headers() -> dict[str, Any]:
     return {
         "type": "object",
         "properties": {
+            "schema": {**text, "pattern": "^[0-9]+$", "description": "Version of this format; absent: 1."},
             "reason": {"enum": [reason.value for reason in Reason]},
             "message": {**text, "description": "The field, its value and what was expected."},
             "source.topic": text,

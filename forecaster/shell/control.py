@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 import msgspec
+import structlog
 
 from forecaster.errors import BrokerError
 from forecaster.shell.kafka.log import Follower, Start
@@ -65,7 +66,16 @@ class Answer(msgspec.Struct, frozen=True, tag_field="kind", tag="answer", kw_onl
 
 Message = Request | Answer
 
+
+class _Version(msgspec.Struct, frozen=True):
+    """What can be read of a message of any version."""
+
+    schema: int = 0
+
+
 _decode = msgspec.json.Decoder(Request | Answer).decode
+_schema_of = msgspec.json.Decoder(_Version).decode
+_log = structlog.get_logger(__name__)
 
 
 def encode(message: Message) -> tuple[bytes, bytes]:
@@ -80,6 +90,17 @@ def decode(record: Record) -> Message | None:
     except (msgspec.DecodeError, RecursionError):
         return None
     return message if message.schema <= SCHEMA else None
+
+
+def why_refused(record: Record) -> str:
+    """Why a record is not a message for this release."""
+    try:
+        schema = _schema_of(record.value or b"").schema
+    except (msgspec.DecodeError, RecursionError):
+        schema = 0
+    if schema > SCHEMA:
+        return f"schema {schema}, this release knows up to {SCHEMA}: upgrade forecaster"
+    return "neither a request nor an answer"
 
 
 class Controls:
@@ -132,7 +153,7 @@ class ControlFollower:
 
 
 class Inbox:
-    """Records in offset order -> messages, open requests and known answers; pure, bounded."""
+    """Records in offset order -> messages, open requests and known answers; bounded. What is refused is logged."""
 
     def __init__(self) -> None:
         self.answers: OrderedDict[str, Answer] = OrderedDict()
@@ -160,6 +181,7 @@ class Inbox:
                     fresh.append(answer)
                 case None:
                     self.malformed += 1
+                    _log.warning("control_record_refused", offset=record.offset, reason=why_refused(record))
                 case _:
                     pass
         return fresh

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from forecaster.core.tick import Reject
+from forecaster.errors import DataError
 from forecaster.shell.kafka import Record
 
+SCHEMA = 1  # of letters and receipts; raised when a reader of the old ones would misread the new ones
 MOST_BYTES = 64 * 1024  # of a value or a key that is kept
 
 Place = tuple[int, int]
@@ -53,6 +55,7 @@ class Receipt(NamedTuple):
 def letter(record: Record, reject: Reject) -> Letter:
     """The dead letter of a record."""
     headers = [
+        ("schema", _number(SCHEMA)),
         ("reason", reject.reason.value.encode()),
         ("message", reject.message.encode("utf-8", "replace")),
         ("source.topic", record.topic.encode()),
@@ -70,7 +73,11 @@ def letter(record: Record, reject: Reject) -> Letter:
 
 def receipt(place: Place) -> Headers:
     """The headers of a receipt; its value is empty."""
-    return [("replayed.partition", _number(place[0])), ("replayed.offset", _number(place[1]))]
+    return [
+        ("schema", _number(SCHEMA)),
+        ("replayed.partition", _number(place[0])),
+        ("replayed.offset", _number(place[1])),
+    ]
 
 
 def replay(topic: str, place: Place) -> Headers:
@@ -83,9 +90,15 @@ def replay(topic: str, place: Place) -> Headers:
 
 
 def read(record: Record) -> Kept | Receipt | None:
-    """What a record of the dead-letter topic says; None where it is neither."""
+    """What a record of the dead-letter topic says; None where it is neither. Raises DataError for a newer format."""
     headers = dict(record.headers)
     try:
+        schema = int(headers.get("schema", b"1"))
+        if schema > SCHEMA:
+            raise DataError(
+                f"{record.topic}/{record.partition}: the letter at offset {record.offset} is of schema {schema}, this "
+                f"release knows up to {SCHEMA}: upgrade forecaster"
+            )
         if "replayed.offset" in headers:
             return Receipt((int(headers["replayed.partition"]), int(headers["replayed.offset"])))
         return _kept(record, headers)
