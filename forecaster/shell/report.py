@@ -203,7 +203,7 @@ def _reliability(study: Study) -> str:
         ("far", f"{study.horizon} ahead"),
         ("target", "exact"),
     )
-    edges, shares = [0.0, *levels, 1.0], np.diff([0.0, *mean, 1.0])
+    edges, shares = [0.0, *levels, 1.0], study.scorer.fell().mean(0).tolist()
     density = [share / (high - low) for share, (low, high) in zip(shares, pairwise(edges), strict=True)]
     pit = Plot((0.0, 1.0), (0.0, max(1.5, span(density)[1])), height=260).axes(
         "where in its forecast what came fell", "density", x_format=percent

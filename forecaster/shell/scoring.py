@@ -70,6 +70,7 @@ class Sums:
         self.square, self.width = np.zeros(horizon), np.zeros(horizon)
         self.inside = np.zeros((horizon, len(BANDS)))
         self.below = np.zeros((horizon, levels))  # what came was below the quantile; on it counts half
+        self.fell = np.zeros((horizon, levels + 1))  # what came fell between these quantiles
 
 
 @dataclass
@@ -169,6 +170,7 @@ class Scorer:
         sums.square += ((actual - quantiles @ self._mean) ** 2).sum(0)
         sums.inside += inside.sum(0)
         sums.below += ((miss < 0) + 0.5 * (miss == 0)).sum(0)
+        sums.fell += _fell(miss, self._q).sum(0)
         series.offset = series.offset[whole:]
         series.values = series.values[-WINDOW - 2 * self.horizon :]
         scale = series.scale() or np.inf
@@ -218,10 +220,19 @@ class Scorer:
         """Scores of the data set, mean of the series."""
         return _mean_score([self._steps(self._series[name]) for name in self._judgeable()])
 
+    def fell(self) -> Floats:
+        """Share of what came between quantiles, (horizon, level + 1), below the first and above the last included.
+
+        What lies on quantiles is spread over all bins that touch it, as each would explain it: the PIT histogram for
+        outcomes that repeat (Czado, Gneiting, Held 2009, "Predictive model assessment for count data"). Mean over
+        the series.
+        """
+        shares = [s.sums.fell / s.sums.forecasts for s in map(self._series.__getitem__, self._judgeable())]
+        return np.mean(shares, axis=0) if shares else np.full((self.horizon, len(self.levels) + 1), np.nan)
+
     def below(self) -> Floats:
-        """Share of what came below each quantile, (horizon, level), a tie counting half; mean of the series."""
-        shares = [s.sums.below / s.sums.forecasts for s in map(self._series.__getitem__, self._judgeable())]
-        return np.mean(shares, axis=0) if shares else np.full((self.horizon, len(self.levels)), np.nan)
+        """Share of what came below each quantile, (horizon, level), by `fell`."""
+        return np.cumsum(self.fell(), axis=1)[:, :-1]
 
     def _judgeable(self) -> list[str]:
         return sorted(name for name, s in self._series.items() if s.sums.forecasts and s.scale() > 0)
@@ -261,6 +272,15 @@ def _mean_score(rows: Sequence[Mapping[str, Floats]]) -> Score:
 def _pinball(miss: Floats, q: Floats) -> Floats:
     """2 x pinball loss of `miss` = what came minus the quantile, mean over levels."""
     return 2 * np.maximum(q * miss, (q - 1) * miss).mean(-1)
+
+
+def _fell(miss: Floats, q: Floats) -> Floats:
+    """Between which quantiles what came fell, one in all: (..., level + 1) for `miss` (..., level)."""
+    width = np.diff(np.concatenate([[0.0], q, [1.0]]))
+    bins = np.arange(len(width))
+    first, last = ((miss > 0).sum(-1, keepdims=True), (miss >= 0).sum(-1, keepdims=True))
+    share = np.where((first <= bins) & (bins <= last), width, 0.0)
+    return share / share.sum(-1, keepdims=True)
 
 
 def _plus(a: Moment, b: Moment) -> Moment:

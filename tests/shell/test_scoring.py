@@ -131,6 +131,19 @@ def test_true_quantiles_cover_what_they_promise() -> None:
     assert scorer.overall().relative_sql == pytest.approx(1.0, abs=0.02)  # nobody beats the last value here
 
 
+def test_true_quantiles_of_values_that_repeat_are_on_the_diagonal() -> None:
+    """Two thirds are zero, and so are the quantiles up to there; the rest is exponential."""
+    rng = np.random.default_rng(RNG_SEED)
+    values = np.where(rng.random(6000) < 2 / 3, 0.0, rng.exponential(size=6000))
+    q = np.array(LEVELS)
+    true = np.where(q < 2 / 3, 0.0, -np.log(np.minimum(3 * (1 - q), 1)))
+    offset = np.broadcast_to(true - values[:, None, None], (6000, H, len(LEVELS)))
+    scorer = play({"rain": (values, offset)}, 512)
+    np.testing.assert_allclose(scorer.fell().sum(1), 1.0)
+    np.testing.assert_allclose(scorer.below()[0], LEVELS, atol=0.1)
+    np.testing.assert_allclose(scorer.below()[0][q > 2 / 3], q[q > 2 / 3], atol=0.02)
+
+
 def test_what_cannot_be_judged_is_left_out() -> None:
     scorer = Scorer((0.25, 0.5, 0.75), 2)
     still, offset = np.ones(9), np.zeros((5, 2, 3), np.float32)
