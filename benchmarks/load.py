@@ -36,12 +36,12 @@ def zipf(count: int, series: int) -> np.ndarray:
     return np.random.default_rng(0).choice(series, count, p=share / share.sum())
 
 
-def backlog(kafka: KafkaSpec, topic: str, numbers: np.ndarray) -> None:
-    """Write ticks with event times up to now, random walks around 100."""
+def backlog(kafka: KafkaSpec, topic: str, numbers: np.ndarray, before_s: float = 0.0) -> None:
+    """Write ticks with event times up to now, or so long before, random walks around 100."""
     rng = np.random.default_rng(1)
     steps = rng.normal(size=len(numbers)).tolist()
     level = dict.fromkeys(numbers.tolist(), 100.0)
-    start_s = time.time() - len(numbers) * TICK_S
+    start_s = time.time() - before_s - len(numbers) * TICK_S
     _send(kafka, topic, _walks(numbers.tolist(), steps, level, start_s))
 
 
