@@ -1,5 +1,6 @@
 """Prometheus itself scrapes a worker: every panel's query answers with data, every alert's does when its
-comparisons filter nothing. First a worker's metrics alone, all in motion; then the running demo.
+comparisons filter nothing. First a worker's metrics alone, all in motion; then the whole demo, from its first stage to
+Ctrl-C.
 """
 
 import json
@@ -31,6 +32,7 @@ LEVELS = (0.05, 0.1, 0.5, 0.9, 0.95)
 HORIZON = 3
 LISTED = SENSORS[0].series
 DEMO_S = 300.0
+STAGES = ("broker", "history", "first forecast", "ready", "first trained network")
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 
@@ -149,24 +151,27 @@ def test_panels_show_numbers_and_alerts_can_see(tmp_path: Path) -> None:
 
 
 @contextmanager
-def demo(folder: Path) -> Iterator[int]:
-    """The demo, which lists the first of its series; yields the port that its daemon serves."""
+def demo(folder: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The demo, which lists the first of its series; its files are in a folder, what it says is on another."""
     command = [sys.executable, "-m", "forecaster.demo"]
     environ = {**os.environ, "TMPDIR": str(folder)}
     with (
-        (folder / "demo").open("wb") as output,
-        subprocess.Popen(
-            command, stdout=output, stderr=output, env=environ, start_new_session=True
-        ) as process,
+        output.open("wb") as said,
+        subprocess.Popen(command, stdout=said, stderr=said, env=environ, start_new_session=True) as process,
     ):
         try:
-            yield served_port(process, folder / "demo")
+            yield process
         finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(30)
-            finally:
-                process.kill()
+            process.kill()
+
+
+def await_stages(process: subprocess.Popen[bytes], output: Path) -> None:
+    """Wait until the demo has told all of its stages."""
+    deadline = time.monotonic() + DEMO_S
+    while left := {stage for stage in STAGES if f"\n{stage}: " not in "\n" + output.read_text()}:
+        assert process.poll() is None, output.read_text()
+        assert time.monotonic() < deadline, f"not told: {left}\n{output.read_text()}"
+        time.sleep(0.1)
 
 
 def served_port(process: subprocess.Popen[bytes], output: Path) -> int:
@@ -185,13 +190,25 @@ def served_port(process: subprocess.Popen[bytes], output: Path) -> int:
 
 
 @pytest.mark.timeout(2 * DEMO_S)
-def test_the_running_demo_has_data_for_every_panel_and_alert(tmp_path: Path) -> None:
+def test_the_demo_reaches_every_stage_has_data_for_every_panel_and_leaves_nothing_behind(
+    tmp_path: Path,
+) -> None:
     queries = {
         name: query.replace('series="a"', f'series="{LISTED}"') for name, query in panel_queries().items()
     }
-    (tmp_path / "demo.d").mkdir()
-    with demo(tmp_path / "demo.d") as port, scraping(port, tmp_path) as prometheus:
-        await_data(prometheus, queries, lambda _: True, DEMO_S)
-        await_data(prometheus, alert_queries(), lambda _: True)
-        # How fast this machine is, and what else it does, is no matter here.
-        assert prometheus.firing("critical") <= {"ForecasterLatencyBudgetBurnsFast"}
+    folder, output = tmp_path / "demo.d", tmp_path / "said"
+    folder.mkdir()
+    with demo(folder, output) as process:
+        with scraping(served_port(process, output), tmp_path) as prometheus:
+            await_data(prometheus, queries, lambda _: True, DEMO_S)
+            await_data(prometheus, alert_queries(), lambda _: True)
+            # How fast this machine is, and what else it does, is no matter here.
+            assert prometheus.firing("critical") <= {"ForecasterLatencyBudgetBurnsFast"}
+        await_stages(process, output)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 3  # broker, source, daemon
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert "grid.load.kw" in output.read_text()  # the last picture stays on the screen
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    assert list(folder.iterdir()) == []

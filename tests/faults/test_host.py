@@ -61,6 +61,7 @@ def test_trainers_die_hang_and_grow_and_serving_goes_on(make_rig: MakeRig) -> No
         assert not list(oracle.consume(rig.servers, rig.topics.models))
 
 
+@pytest.mark.catalogue
 @pytest.mark.fault("T37")
 def test_a_trainer_dies_between_a_model_and_its_serving_record(make_rig: MakeRig) -> None:
     with make_rig("at_least_once", settings={"training": TRAINING}) as rig:

@@ -34,6 +34,7 @@ def test_killed_at_each_point_of_its_work(
         rig.verify()
 
 
+@pytest.mark.catalogue
 @pytest.mark.fault("T2")
 @BOTH
 def test_killed_at_any_moment(make_rig: MakeRig, kills: int, delivery: str) -> None:
