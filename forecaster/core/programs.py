@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from forecaster.core import advance, table
 from forecaster.core.advance import Serving, Steps
@@ -60,7 +61,8 @@ def compiled(spec: ModelSpec, table_rows: int, shapes: Sequence[Shape], key: Key
 def serving_of(model: Model) -> Serving:
     """What the programs are told of a model."""
     params = {name: jnp.asarray(p, jnp.float32) for name, p in model.params.items()}
-    return Serving(params, jnp.asarray(model.periods, jnp.int32), jnp.asarray(bool(model.version)))
+    trained = jax.device_put(np.bool_(bool(model.version)))  # jnp.asarray would compile
+    return Serving(params, jnp.asarray(model.periods, jnp.int32), trained)
 
 
 def _source(

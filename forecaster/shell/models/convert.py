@@ -3,11 +3,11 @@
 A stored model that does not fit its own spec is refused here, before anything serves it.
 """
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from pydantic import ValidationError
 
-from forecaster.core.model import Card, Model, ModelSpec, untrained
+from forecaster.core.model import Card, Model, ModelSpec, shapes
 from forecaster.shell.models.codec import Refusal, Refused, Stored, store
 
 _PERIODS = "periods"
@@ -33,11 +33,11 @@ def from_stored(stored: Stored) -> Model | Refused:
         return Refused(stored.version, Refusal.UNUSABLE, f"{where}: {first['msg']}")
     tensors = stored.tensors()
     params = {name.removeprefix(_PARAMS): t for name, t in tensors.items() if name.startswith(_PARAMS)}
-    wanted = {name: param.shape for name, param in untrained(spec).params.items()}
+    wanted = {name: param.shape for name, param in shapes(spec).items()}
     found = {name: param.shape for name, param in params.items()}
     if found != wanted or _PERIODS not in tensors:
         return Refused(
             stored.version, Refusal.UNUSABLE, "its weights are not of the shapes that its spec asks for"
         )
-    weights = {name: jnp.asarray(param) for name, param in params.items()}
-    return Model(spec, weights, jnp.asarray(tensors[_PERIODS]), card)
+    weights = jax.device_put(params)  # which compiles nothing; jnp.asarray does, for each new shape
+    return Model(spec, weights, jax.device_put(tensors[_PERIODS]), card)
