@@ -32,17 +32,18 @@ def make_fold(
     shapes: Sequence[Shape] = SHAPES,
     idle_s: float = 7 * 86400.0,
     same_time: str = "drop_equal",
+    spare: int = 0,
 ) -> Fold:
     """A fold with nothing in it; folds of one shape share their compiled programs."""
     series = SeriesSpec(max_series=rows, idle_s=idle_s)
-    fold = Fold(spec, series, grid or GridSpec(), same_time, shapes=shapes)
+    fold = Fold(spec, series, grid or GridSpec(), same_time, shapes=shapes, spare=spare)
     share_programs(fold)
     return fold
 
 
 def share_programs(fold: Fold) -> None:
     """Those of all folds of the same network and size."""
-    shape = (fold.spec, fold.index.spec.max_series, fold._shapes)
+    shape = (fold.spec, fold.spare.stop, fold._shapes)
     fold._programs = _programs.setdefault(shape, {})
 
 

@@ -437,6 +437,7 @@ TRAINING = [
                     "made": age("forecaster_model_trained_timestamp_seconds"),
                     "newest tick": age("forecaster_model_data_end_timestamp_seconds"),
                 },
+                width=12,
             ),
             Panel(
                 "Swaps and refusals",
@@ -447,6 +448,18 @@ TRAINING = [
                     "swaps": increase("forecaster_model_swaps_total", "1h"),
                     "refused": increase("forecaster_models_refused_total", "1h"),
                 },
+                width=12,
+            ),
+            Panel(
+                "Trial",
+                "percentunit",
+                "Loss of a promoted model against the one before on the same ticks, and how much of its trial is over.",
+                "the loss at 0 or below; above 2 % the model is rolled back.",
+                {
+                    "loss {{instance}}": gauge("forecaster_trial_worse_ratio"),
+                    "progress {{instance}}": gauge("forecaster_trial_progress_ratio"),
+                },
+                width=12,
             ),
             Panel(
                 "Drift",
@@ -457,6 +470,7 @@ TRAINING = [
                     "statistic {{instance}}": gauge("forecaster_drift_statistic_ratio"),
                     "detections, 1 h": increase("forecaster_drift_detections_total", "1h"),
                 },
+                width=12,
                 limit=1,
             ),
             Panel(

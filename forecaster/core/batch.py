@@ -97,29 +97,51 @@ class Queue:
         series.stepped_s = step.time_s
 
 
-class Work:
-    """A queue as arrays, and the padded steps cut from it."""
+class Work(NamedTuple):
+    """Steps as arrays, an entry a step, in the order of the log."""
 
-    def __init__(self, queue: Queue, live: bool | Collection[int], covariates: int) -> None:
-        """Each step has so many `covariates`."""
-        self.name = queue.name
-        self.row = np.array(queue.row, np.int32)
-        self.partition = np.array(queue.partition, np.int32)
-        self.source = np.array(queue.source, np.int64)
-        self.time_s = np.array(queue.time_s, np.float64)
-        self.value = np.array(queue.value, np.float64)
-        self.base = np.array(queue.base, np.float64)
-        self.fresh = np.array(queue.fresh, bool)
-        self.segment = np.array(queue.segment, np.int32)
-        # Times and values are float64 here and float32 only as differences.
-        self._change = (self.value - self.base).astype(np.float32)
-        self._dt_s = np.array(queue.dt_s, np.float64).astype(np.float32)
-        self._week = (self.time_s / DAY_S % WEEK_DAYS).astype(np.float32)
+    name: np.ndarray  # object: str
+    row: np.ndarray  # int32
+    partition: np.ndarray  # int32
+    source: np.ndarray  # int64
+    time_s: np.ndarray  # float64
+    value: np.ndarray  # float64
+    base: np.ndarray  # float64
+    fresh: np.ndarray  # bool
+    segment: np.ndarray  # int32
+    change: np.ndarray  # float32, value - base: both are float64, and float32 only as a difference
+    dt_s: np.ndarray  # float32
+    week: np.ndarray  # float32
+    live: np.ndarray  # bool
+    covariates: np.ndarray  # float32 (step, covariate)
+
+    @staticmethod
+    def of(queue: Queue, live: bool | Collection[int], covariates: int) -> "Work":
+        """All steps of a queue, each with so many `covariates`."""
+        partition, source = np.array(queue.partition, np.int32), np.array(queue.source, np.int64)
+        time_s = np.array(queue.time_s, np.float64)
+        value, base = np.array(queue.value, np.float64), np.array(queue.base, np.float64)
         more = np.array(queue.covariates, np.float64).reshape(len(queue.name), covariates)
-        self._covariates = in_bounds(more)
-        self._live = (self.source >= 0) & (
-            live if isinstance(live, bool) else np.isin(self.partition, list(live))
+        return Work(
+            name=np.array(queue.name, object),
+            row=np.array(queue.row, np.int32),
+            partition=partition,
+            source=source,
+            time_s=time_s,
+            value=value,
+            base=base,
+            fresh=np.array(queue.fresh, bool),
+            segment=np.array(queue.segment, np.int32),
+            change=(value - base).astype(np.float32),
+            dt_s=np.array(queue.dt_s, np.float64).astype(np.float32),
+            week=(time_s / DAY_S % WEEK_DAYS).astype(np.float32),
+            live=(source >= 0) & (live if isinstance(live, bool) else np.isin(partition, list(live))),
+            covariates=in_bounds(more),
         )
+
+    def picked(self, at: np.ndarray | slice) -> "Work":
+        """The steps `at` alone."""
+        return Work(*(column[at] for column in self))
 
     def stretches(self, segments: int) -> Iterator[list[np.ndarray]]:
         """The steps of each segment, cut in as many parts as are of about PART steps, at least one."""
@@ -136,12 +158,12 @@ class Work:
             return out
 
         return Steps(
-            spread(self._change[at]),
-            spread(self._dt_s[at]),
-            spread(self._week[at]),
-            spread(self._live[at]),
+            spread(self.change[at]),
+            spread(self.dt_s[at]),
+            spread(self.week[at]),
+            spread(self.live[at]),
             spread(np.ones(len(at), bool)),
-            spread(self._covariates[at]),
+            spread(self.covariates[at]),
         )
 
 
@@ -171,18 +193,14 @@ class Part:
         offset = np.empty((n, h, levels), np.float32)
         scale, anomaly = np.empty(n, np.float32), np.empty(n, np.float32)
         status = np.empty(n, np.int32)
-        totals: list[Any] = [np.zeros(h)] * 4 + [np.zeros((h, levels))]
-        for steps, where, forecasts, scores in self.results:
+        for steps, where, forecasts, _ in self.results:
             mine = steps - first
             for column, told in zip((offset, scale, status, anomaly), forecasts, strict=True):
                 column[mine] = np.asarray(told)[where]
-            totals = [
-                total + np.asarray(part, np.float64) for total, part in zip(totals, scores, strict=True)
-            ]
         out = np.flatnonzero(work.source[at] >= 0)
         steps = at[out]
         return Issued(
-            [work.name[i] for i in steps.tolist()],
+            work.name[steps].tolist(),
             work.partition[steps],
             work.source[steps],
             work.time_s[steps],
@@ -191,9 +209,19 @@ class Part:
             scale[out],
             status[out],
             anomaly[out],
-            Scores(*totals),
+            self.scores(spec),
             {p: its.model.version for p, its in self._served.items()},
         )
+
+    def scores(self, spec: ModelSpec) -> Scores:
+        """Sums over what the steps settled, once the device has them; float64."""
+        h, levels = spec.horizon, len(spec.levels)
+        totals: list[Any] = [np.zeros(h)] * 4 + [np.zeros((h, levels))]
+        for _, _, _, scores in self.results:
+            totals = [
+                total + np.asarray(part, np.float64) for total, part in zip(totals, scores, strict=True)
+            ]
+        return Scores(*totals)
 
 
 class Chains:

@@ -48,21 +48,27 @@ class Fold:
         same_time: str = "drop_equal",
         *,
         shapes: Sequence[Shape] = SHAPES,
+        spare: int = 0,
     ) -> None:
-        """Batches run in programs of these `shapes`, one of which has rounds."""
+        """Batches run in programs of these `shapes`, one of which has rounds. The table has `spare` rows more than
+        there are series, for whoever runs steps beside what is served.
+        """
         self.spec, self.grid, self.same_time = spec, grid, same_time
         self._shapes = tuple(shapes)
         self.index = Index(series)
-        self.rows = table.empty(advance.layout(spec), series.max_series)
+        self.spare = range(series.max_series, series.max_series + spare)
+        """The rows of no series."""
+        self.watch: Callable[[Work], None] | None = None
+        """Is shown all steps just before they are taken in."""
+        self._table_rows = self.spare.stop
+        self.rows = table.empty(advance.layout(spec), self._table_rows)
         self.swaps = 0
         self.lent: deque[tuple[int, int, Loan]] = deque(maxlen=MOST_LENT)
         """Loans lately made: partition, stretch of its log, loan. For whoever writes them down."""
         self._numbers: dict[str, int] = {"": 0}  # of models, by version
-        self._default = self._serve(untrained(spec))
+        self._default = self.serve(untrained(spec))
         self._served: dict[int, Served] = {}  # by partition, where it is not the default
-        self._carry_of = np.zeros(
-            series.max_series, np.int64
-        )  # number of the model that a row's carry belongs to
+        self._carry_of = np.zeros(self._table_rows, np.int64)  # number of the model that a row's carry is of
         self._queue = Queue()
         self._loans: dict[int, Loan] = {}
         self._stretch: dict[int, int] = {}  # which LOAN_EVERY offsets a partition is in
@@ -163,7 +169,9 @@ class Fold:
         """
         queue, self._queue = self._queue, Queue()
         lenders, self._lenders = self._lenders, []
-        work = Work(queue, live, len(self.spec.covariates))
+        work = Work.of(queue, live, len(self.spec.covariates))
+        if self.watch is not None:
+            self.watch(work)
         served = {p: self._served_in(p) for p in np.unique(work.partition).tolist()}
         waiting: Part | None = None
         for segment, ats in enumerate(work.stretches(len(lenders) + 1)):
@@ -215,7 +223,7 @@ class Fold:
         return cell, forecasts, scores
 
     def _padded(self, rows: np.ndarray, size: int) -> np.ndarray:
-        idx = np.full(size, self.index.spec.max_series, np.int32)
+        idx = np.full(size, self._table_rows, np.int32)
         idx[: len(rows)] = rows
         return idx
 
@@ -280,9 +288,9 @@ class Fold:
             raise ValueError(f"the model's spec {model.spec} is not the table's {self.spec}")
         self.swaps += 1
         if partition is None:
-            self._default = self._serve(model)
+            self._default = self.serve(model)
         else:
-            self._served[partition] = self._serve(model)
+            self._served[partition] = self.serve(model)
 
     def version(self, partition: int) -> str:
         """Of the model that a partition is served with."""
@@ -291,11 +299,28 @@ class Fold:
     def _served_in(self, partition: int) -> Served:
         return self._served.get(partition, self._default)
 
-    def _serve(self, model: Model) -> Served:
+    def serve(self, model: Model) -> Served:
+        """A model as `beside` wants it; nothing is swapped by that."""
         return Served(self._number(model.version), model, serving_of(model))
 
     def _number(self, version: str) -> int:
         return self._numbers.setdefault(version, len(self._numbers))
+
+    # ------------------------------------------------------------------ beside what is served (by shadow.py)
+
+    def copy(self, rows: np.ndarray, to: np.ndarray) -> None:
+        """Put copies of rows into as many others."""
+        for (_, idx), (_, put) in zip(self._parts(rows), self._parts(to), strict=True):
+            self.rows = self._program("put", COPIED)(
+                self.rows, put, self._program("take", COPIED)(self.rows, idx)
+            )
+        self._carry_of[to] = self._carry_of[rows]
+
+    def beside(self, work: Work, served: Served) -> Part:
+        """Take in steps whose rows are spare ones, with this model. Returns before the device is done."""
+        part = Part(work, np.arange(len(work.row)), dict.fromkeys(work.partition.tolist(), served))
+        self._run_part(part)
+        return part
 
     # ------------------------------------------------------------------ pages (filled and taken over by snapshot.py)
 
@@ -354,7 +379,7 @@ class Fold:
     def programs(self, spec: ModelSpec, each: Callable[..., Iterable[Any]] = map) -> Programs:
         """All programs for networks of this spec on a table like ours; reads shapes only, so safe beside the loop."""
         wanted = programs.needed(self._shapes)
-        made = each(partial(programs.compiled, spec, self.index.spec.max_series, self._shapes), wanted)
+        made = each(partial(programs.compiled, spec, self._table_rows, self._shapes), wanted)
         return dict(zip(wanted, made, strict=True))
 
     def adopt(self, spec: ModelSpec, compiled: Programs) -> None:
@@ -364,7 +389,7 @@ class Fold:
         carry = jnp.zeros((self.rows.carry.shape[0], spec.carry_size), jnp.float32)
         self.spec, self.rows, self._programs = spec, self.rows._replace(carry=carry), dict(compiled)
         self._carry_of[:] = self._number(UNKNOWN)
-        self._default = self._serve(untrained(spec))
+        self._default = self.serve(untrained(spec))
         self._served.clear()
 
     def takes(self, spec: ModelSpec) -> bool:
@@ -376,6 +401,5 @@ class Fold:
     def _program(self, name: str, size: int) -> Any:
         key = name, size
         if key not in self._programs:
-            table_rows = self.index.spec.max_series
-            self._programs[key] = programs.compiled(self.spec, table_rows, self._shapes, key)
+            self._programs[key] = programs.compiled(self.spec, self._table_rows, self._shapes, key)
         return self._programs[key]

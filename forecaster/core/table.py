@@ -5,7 +5,8 @@ Reading and writing are separate programs: in one, XLA copies the whole table at
 grows: its size is configured, its rows are allotted as series appear and freed when they have been idle.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from itertools import islice
 from typing import NamedTuple
 from zlib import crc32
 
@@ -266,6 +267,16 @@ class Index:
         members, slots = self.partitions.get(partition, {}), self._slots.get(partition, {})
         names = (name for slot in range(bucket, SLOTS, buckets) for name in slots.get(slot, ()))
         return sorted((members[name] for name in names), key=lambda series: series.born)
+
+    def sample(self, most: int, partitions: Collection[int]) -> list[tuple[int, Series]]:
+        """With its partition each, up to so many series that have taken a step: those whose hashes are least."""
+        found = (
+            (partition, self.partitions[partition][name])
+            for slot in range(SLOTS)
+            for partition in sorted(partitions)
+            for name in sorted(self._slots.get(partition, {}).get(slot, ()))
+        )
+        return list(islice(((p, series) for p, series in found if not series.fresh), most))
 
     def order(self, partition: int) -> None:
         """Put the series of a partition, restored bucket by bucket, in the order in which they appeared."""

@@ -32,7 +32,9 @@ class Command(StrEnum):
     RETRAIN = "retrain"
     """Train a candidate now, and let it serve if it is better."""
     ROLL_BACK = "roll_back"
-    """Let the version serve that did before, or the one named in `arguments`."""
+    """Let the version serve that did before, or the `version` in `arguments`; there may be a `reason`, and the version
+    that it is to serve `instead_of`.
+    """
     ANNOTATE = "annotate"
     """Leave a span of event time out of training: `series` ("": all), `start_s`, `end_s` in `arguments`."""
 
@@ -42,7 +44,7 @@ class Request(msgspec.Struct, frozen=True, tag_field="kind", tag="request", kw_o
 
     command: Command
     trigger: str
-    """schedule, signal, http, cli, drift or startup."""
+    """schedule, signal, http, cli, drift or startup; trial for a rollback."""
     sender: str
     """Who asks: host and process, or a user."""
     id: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)

@@ -21,6 +21,7 @@ import numpy as np
 import structlog
 
 from forecaster.config import Config, shown
+from forecaster.core import shadow
 from forecaster.core.advance import STATUSES
 from forecaster.core.batch import Issued
 from forecaster.core.fold import Fold
@@ -153,7 +154,7 @@ class Daemon(Worker):
         self.answer_carefully()
         self.settle()
         owner = 0 in self.assignment.serving
-        self.lifecycle.poll(decides=owner, leads=owner and self._trains)
+        self.lifecycle.poll(decides=owner, leads=owner and self._trains, idle=not records)
         self.lifecycle.follow(self.state)
         self.state.turn()
         self.turned()
@@ -360,7 +361,7 @@ def run(config: Config, signals: Signals, path: Path | None = None, *, trains: b
     _log.info("starting", pid=os.getpid(), configuration=shown(config))
     metrics = Metrics(config.metrics, horizon=config.model.horizon, levels=config.model.levels)
     uncount = count_compiles(metrics)
-    fold = Fold(config.network, config.series, config.grid, config.tick.same_time)
+    fold = Fold(config.network, config.series, config.grid, config.tick.same_time, spare=shadow.ROWS)
     source = Source(config.kafka, config.topics.ticks)
     lifecycle = Lifecycle(config, fold, metrics, Training(config, metrics, signals))
     delivery = make_delivery(config, source)

@@ -19,6 +19,7 @@ from forecaster.shell.models import Models, ModelsFollower, NowServing, Refused
 from forecaster.shell.models.convert import from_stored
 from forecaster.shell.state import StateTopic, Target
 from forecaster.shell.training import Training
+from forecaster.shell.trials import Trials
 
 _log = structlog.get_logger(__name__)
 
@@ -57,6 +58,7 @@ class Lifecycle:
         self._models = ModelsFollower(config.kafka, config.topics.models)
         self._adapting: Adapting | None = None
         self._target: Target | None = None  # what is to serve
+        self._trials, self._before = Trials(fold, metrics, training), fold.model
 
     @property
     def known(self) -> bool:
@@ -90,8 +92,9 @@ class Lifecycle:
         if self._fold.model.version and scores.count.any():
             self.training.observe_errors(float(scores.error.sum()), float(scores.count.sum()))
 
-    def poll(self, *, decides: bool, leads: bool) -> None:
-        """What has come since the last turn; see `Training.poll`."""
+    def poll(self, *, decides: bool, leads: bool, idle: bool) -> None:
+        """What has come since the last turn; see `Training.poll`. `idle`: no ticks."""
+        self._trials.turn(idle=idle)
         self._follow_models()
         self._adapt()
         self.training.poll(decides=decides, leads=leads, serving=bool(self._fold.model.version))
@@ -167,3 +170,5 @@ class Lifecycle:
         self._metrics.model_swaps.inc()
         self._metrics.set_serving(model.version, model.spec.cell, model.card.created_s, model.card.created_s)
         _log.info("model_swapped", version=model.version, reason=self._target.reason)
+        self._trials.swapped(model, self._before, self._target.reason)
+        self._before = model

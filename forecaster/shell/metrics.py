@@ -34,6 +34,7 @@ from pydantic import Field
 from forecaster.core.pages import Refusal
 from forecaster.core.spec import Spec
 from forecaster.core.tick import Outcome, Reason
+from forecaster.core.trial import Verdict
 from forecaster.shell.instruments import BatchHistogram, VectorCounter
 from forecaster.shell.kafka.record import MoveReason
 from forecaster.shell.limits import cpu_cores, memory_limit_bytes
@@ -370,6 +371,17 @@ class Metrics:
         self.trainer_memory = self._gauge(
             "trainer_resident_memory_bytes", "Memory of the trainer while it runs."
         )
+        self.trials = self._counters(
+            "trials", "Trials of promoted models that ended, by what came of them.", "outcome", Verdict
+        )
+        self.trial_in_progress = self._gauge("trial_in_progress", "1 while a promoted model is tried here.")
+        self.trial_progress = self._gauge(
+            "trial_progress_ratio", "How much of its length the trial has come through."
+        )
+        self.trial_worse = self._gauge(
+            "trial_worse_ratio",
+            "Share by which the loss of the model on trial is above that of the one before; below 0: it is better.",
+        )
         self.model = Info("forecaster_model", "The serving model.", registry=self.registry)
         self.model_trained = self._gauge(
             "model_trained_timestamp_seconds", "When the serving model was made; 0 while there is none."
@@ -470,6 +482,21 @@ class Metrics:
         for judged, gauge in self.retrain_holdout_loss.items():
             if holdout and judged in holdout:
                 gauge.set(holdout[judged])
+
+    def trial_began(self) -> None:
+        """A promoted model is tried from now on."""
+        self.trial_in_progress.set(1)
+        self.trial_went_on(0.0, 0.0)
+
+    def trial_went_on(self, progress: float, worse: float) -> None:
+        """How much of the trial is over, and how the losses compare."""
+        self.trial_progress.set(progress)
+        self.trial_worse.set(worse)
+
+    def trial_ended(self, outcome: str) -> None:
+        """The trial is over."""
+        self.trials[outcome].inc()
+        self.trial_in_progress.set(0)
 
     def set_serving(self, version: str, cell: str, trained_s: float, data_end_s: float) -> None:
         """Another model serves from now on."""

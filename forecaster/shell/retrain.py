@@ -25,6 +25,7 @@ import structlog
 from pydantic import Field
 
 from forecaster.core.drift import DriftSpec
+from forecaster.core.trial import TrialSpec
 from forecaster.shell import crash
 
 _log = structlog.get_logger(__name__)
@@ -72,8 +73,8 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
 
 
-class RetrainSpec(DriftSpec):
-    """When to retrain, and what a trainer may use."""
+class RetrainSpec(DriftSpec, TrialSpec):
+    """When to retrain, what a trainer may use, and how what it made is tried."""
 
     on_start: bool = Field(True, description="Train as soon as there is history while no model serves.")
     every_ticks: int = Field(

@@ -123,7 +123,7 @@ class StateTopic:
         self._sent: Sent | None = None
         self._skipping: tuple[object, set[int]] | None = None  # token of a batch on its way; skips of these
         self._next_s = -float("inf")
-        row_bytes = sum(column.nbytes for column in fold.rows) // fold.index.spec.max_series
+        row_bytes = sum(column.nbytes for column in fold.rows) // fold.rows.count.shape[0]
         self._most_members = max(1, PAGE_BYTES // (row_bytes + MEMBER_BYTES))
 
     # ------------------------------------------------------------------ partitions

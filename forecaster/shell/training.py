@@ -80,6 +80,11 @@ class Training:
         self._asked.append(request)
         return request.id
 
+    def request_roll_back(self, version: str, instead_of: str, reason: str) -> None:
+        """Ask for an earlier model in place of one; nothing happens where another serves by then."""
+        arguments = {"version": version, "instead_of": instead_of, "reason": reason}
+        self._write(Request(command=Command.ROLL_BACK, trigger="trial", sender=SENDER, arguments=arguments))
+
     def poll(self, *, decides: bool, leads: bool, serving: bool) -> None:
         """What has come since the last turn. `decides`: the schedule is this worker's to keep; `leads`: it trains for
         the fleet; `serving`: there is a model.
@@ -180,19 +185,23 @@ class Training:
         self._write(answer)
 
     def _roll_back(self, request: Request) -> None:
-        models, version = (
-            Models(self.config.kafka, self.config.topics.models),
-            request.arguments.get("version"),
+        models = Models(self.config.kafka, self.config.topics.models)
+        version, instead_of, why = (
+            str(request.arguments.get(name) or "") for name in ("version", "instead_of", "reason")
         )
+        reason = why or f"asked by {request.sender}"
         try:
-            serving = models.roll_back(f"asked by {request.sender}", str(version or ""))
+            serving = models.roll_back(reason, version, instead_of)
         except (ForecasterError, ValueError) as error:
             _log.warning("roll_back_failed", id=request.id, error=str(error))
             outcome, message = "failed", str(error)
         else:
-            _log.info("rolled_back", version=serving.version, previous=serving.previous)
-            outcome, message = "rolled_back", serving.version
-        self._answers.append(Answer(id=request.id, outcome=outcome, sender=SENDER, message=message))
+            outcome = "superseded" if version and serving.version != version else "rolled_back"
+            message = serving.version
+            _log.info(outcome, version=serving.version, previous=serving.previous, reason=reason)
+        self._answers.append(
+            Answer(id=request.id, outcome=outcome, sender=SENDER, message=message, details={"reason": reason})
+        )
 
     # ------------------------------------------------------------------ the trainer
 

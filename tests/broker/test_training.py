@@ -135,3 +135,23 @@ def test_a_roll_back_is_done_once_and_answered(fleet: Fleet) -> None:
     served = models.fetch()
     assert served is not None
     assert served.version == "v1"
+
+
+def test_a_roll_back_instead_of_what_no_longer_serves_changes_nothing(fleet: Fleet) -> None:
+    models = Models(fleet.config.kafka, fleet.config.topics.models)
+    for version in ("v1", "v2", "v3"):
+        models.publish(model(version))
+        models.serve(version, "test")
+    leads = fleet.training()
+
+    def told(instead_of: str) -> tuple[str, str]:
+        asked = fleet.ask(Command.ROLL_BACK, version="v1", instead_of=instead_of, reason="it lost")
+        answer = fleet.answer(asked, lambda: leads.poll(decides=False, leads=True, serving=True))
+        return answer.outcome, answer.message
+
+    assert told("v2") == ("superseded", "v3")
+    assert told("v3") == ("rolled_back", "v1")
+    assert told("v3") == ("rolled_back", "v1"), "another worker found out, too"
+    serving = models.read().serving
+    assert serving is not None
+    assert (serving.version, serving.previous, serving.reason) == ("v1", "v3", "it lost")

@@ -66,9 +66,14 @@ class Models:
         self._write([encode_serving(serving)])
         return serving
 
-    def roll_back(self, reason: str = "rollback", version: str = "") -> Serving:
-        """Make the version that served before serve again, or the one that is named."""
+    def roll_back(self, reason: str = "rollback", version: str = "", instead_of: str = "") -> Serving:
+        """Make the version that served before serve again, or the one that is named; what serves then.
+
+        Where it is to be `instead_of` a version that serves no longer, nothing changes.
+        """
         registry = self.read()
+        if instead_of and registry.serving is not None and registry.serving.version != instead_of:
+            return registry.serving
         target = version or (registry.serving.previous if registry.serving is not None else "")
         if not target:
             raise DataError(
