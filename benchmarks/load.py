@@ -1,6 +1,6 @@
 """Ticks for the benchmarks: a backlog written at once, or a steady rate from a process of its own.
 
-python -m benchmarks.load BOOTSTRAP_SERVERS TOPIC RATE SERIES       # until it is told to stop
+python -m benchmarks.load BOOTSTRAP_SERVERS TOPIC RATE SERIES [BEFORE_S]      # until it is told to stop
 """
 
 import argparse
@@ -69,8 +69,8 @@ def _send(kafka: KafkaSpec, topic: str, ticks: Iterable[tuple[int, float, float]
         sink.close(1.0)
 
 
-def at_rate(rate: float, series: int) -> Iterator[tuple[int, float, float]]:
-    """For ever, each tick when it is due, with the time at which it is sent."""
+def at_rate(rate: float, series: int, before_s: float = 0.0) -> Iterator[tuple[int, float, float]]:
+    """For ever, each tick when it is due, with the time at which it is sent, or so long before."""
     rng = np.random.default_rng(2)
     level = [100.0] * series
     start_s = time.monotonic()
@@ -81,7 +81,7 @@ def at_rate(rate: float, series: int) -> Iterator[tuple[int, float, float]]:
             time.sleep(early_s)
         at = number % series
         level[at] += rng.standard_normal()
-        yield at, time.time(), level[at]
+        yield at, time.time() - before_s, level[at]
         number += 1
 
 
@@ -92,10 +92,11 @@ def main() -> None:
     parser.add_argument("topic")
     parser.add_argument("rate", type=float)
     parser.add_argument("series", type=int)
+    parser.add_argument("before_s", type=float, nargs="?", default=0.0)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     kafka = KafkaSpec(bootstrap_servers=arguments.bootstrap_servers, linger_s=0.0)
-    _send(kafka, arguments.topic, at_rate(arguments.rate, arguments.series))
+    _send(kafka, arguments.topic, at_rate(arguments.rate, arguments.series, arguments.before_s))
 
 
 if __name__ == "__main__":
