@@ -11,6 +11,7 @@ ranks them by how well the value one period ago foretold the present one.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
@@ -177,7 +178,9 @@ def season_lags(
     """
     h = jnp.arange(horizon + 1)
     p = period[:, None, None]
-    back = jnp.maximum((h + p - 1) // jnp.maximum(p, 1), 1) + jnp.arange(cycles)[:, None]
+    some = jnp.broadcast_to(jnp.maximum(p, 1), (*p.shape[:2], horizon + 1))
+    # Nothing here is negative: `//` would see to that, at twice the cost.
+    back = jnp.maximum(jax.lax.div(h + some - 1, some), 1) + jnp.arange(cycles)[:, None]
     return jnp.maximum(p * back - h, 0)
 
 
