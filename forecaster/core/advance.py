@@ -446,21 +446,29 @@ def advance_rounds(
 # --------------------------------------------------------------------------- after a swap
 
 
-def rewarm(
-    spec: ModelSpec, serving: Serving, rows: Rows, idx: Int[Array, " batch"]
-) -> Float[Array, "batch unit"]:
-    """The carry of each row after re-running its window with the serving model.
+class Warmed(NamedTuple):
+    """What a swap makes anew of each row."""
 
-    A carry belongs to a model: after a swap a row is warmed up again by this, in the batch that next touches it.
+    carry: Float[Array, "batch unit"]
+    running: Float[Array, "batch running"]  # as the column of the table
+
+
+def rewarm(spec: ModelSpec, serving: Serving, rows: Rows, idx: Int[Array, " batch"]) -> Warmed:
+    """The carry of each row after re-running its window with the serving model, and how its seasons have done.
+
+    Both belong to a model: after a swap a row is warmed up again by this, in the batch that next touches it.
     """
     count = table.whole(rows.count, idx)
-    running = _unpack(table.whole(rows.running, idx)).running
+    memory = _unpack(table.whole(rows.running, idx))
     time, batch = spec.context_length, idx.shape[0]
 
     def ring(column: Array, length: int, ago: Array | int = 0) -> Array:
         lags = jnp.arange(length, 0, -1) + jnp.zeros((batch, 1), jnp.int32) + ago
         return table.lagged(column, idx, count, lags).astype(jnp.float32)
 
+    values = ring(rows.value, rows.value.shape[1])
+    scores = [features.season_score(values, count, serving.periods[i]) for i in range(features.SEASONS)]
+    running = memory.running._replace(season=jnp.stack(scores, axis=1))
     season, _ = features.choose_seasons(running, jnp.maximum(count - 1, 0), serving.periods)
     period = season.period[:, None]
     trace = ring(rows.trace, time)
@@ -481,9 +489,13 @@ def rewarm(
     xs = jnp.concatenate([own, trace[..., TRACE:]], axis=2)
     known = jnp.arange(time, 0, -1) <= count[:, None]
     carry, _ = model.unroll(spec, serving.params, model.initial_carry(spec, batch), xs, known)
-    return jnp.where(jnp.isfinite(carry).all(1)[:, None], carry, 0.0)
+    carry = jnp.where(jnp.isfinite(carry).all(1)[:, None], carry, 0.0)
+    return Warmed(carry, _pack(memory._replace(running=running)))
 
 
-def set_carry(rows: Rows, idx: Int[Array, " batch"], carry: Float[Array, "batch unit"]) -> Rows:
-    """Write carries only."""
-    return rows._replace(carry=rows.carry.at[idx].set(carry, mode="drop"))
+def set_warmed(rows: Rows, idx: Int[Array, " batch"], warmed: Warmed) -> Rows:
+    """Write what a swap makes anew, and nothing else."""
+    return rows._replace(
+        carry=rows.carry.at[idx].set(warmed.carry, mode="drop"),
+        running=rows.running.at[idx].set(warmed.running, mode="drop"),
+    )

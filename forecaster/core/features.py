@@ -145,6 +145,21 @@ def available(count: Int[Array, " batch"], periods: Int[Array, " season"]) -> Ar
     return (periods > 0) & (count[:, None] >= periods)
 
 
+def season_score(
+    values: Float[Array, "batch memory"], count: Int[Array, " batch"], period: Int[Array, ""]
+) -> Float[Array, " batch"]:
+    """What `Running.season` holds of a period, from the newest values alone (newest last); 0 where it was not seen.
+
+    A period that a new model brings has no score yet: one that grew from 0 would be trusted blindly for hundreds of
+    steps.
+    """
+    length = values.shape[1]
+    lag = jnp.arange(length, 0, -1)
+    known = (period > 0) & (lag + period <= jnp.minimum(count, length)[:, None]) & (lag <= int(SEASON_MEMORY))
+    miss = jnp.abs(values - jnp.roll(values, period, axis=1))
+    return (jnp.where(known, miss, 0.0)).sum(1) / jnp.maximum(known.sum(1), 1)
+
+
 def running_scale(running: Running, magnitude: Array) -> Array:
     """The unit of everything: the running scale, never far below the slow one nor what float32 resolves."""
     floor = SCALE_FLOOR * jnp.abs(magnitude) + 1e-12

@@ -236,8 +236,8 @@ class Fold:
         stale = rows[self._carry_of[rows] != served.number]
         for start in range(0, len(stale), REWARM):
             idx = self._padded(stale[start : start + REWARM], REWARM)
-            carry = self._program("rewarm", REWARM)(served.serving, self.rows, idx)
-            self.rows = self._program("set_carry", REWARM)(self.rows, idx, carry)
+            warmed = self._program("rewarm", REWARM)(served.serving, self.rows, idx)
+            self.rows = self._program("set_warmed", REWARM)(self.rows, idx, warmed)
         self._carry_of[stale] = served.number
 
     def _plant(self, work: Work, at: np.ndarray, served: Served) -> None:

@@ -23,7 +23,7 @@ QUICK: Any = {"xla_backend_optimization_level": 1, "xla_cpu_experimental_ynn_fus
 SHAPES = Shape(128, 1, 300, 1060), Shape(8, 32, 460, 95), Shape(1, 128, 320, 25)
 """Of the programs that take steps in: wide for many series, deep for few (small batches, too), deeper for one."""
 PLANT = 64  # newborn series a batch
-REWARM = 64  # series whose carry is warmed up at once
+REWARM = 64  # series that are warmed up at once
 COPIED = 32  # rows that are copied out or put back at once
 LENDERS = 512  # series of a partition that a newborn borrows from
 
@@ -32,7 +32,7 @@ Key = tuple[str, int]
 Programs = dict[Key, Any]
 BESIDE: tuple[Key, ...] = (
     ("rewarm", REWARM),
-    ("set_carry", REWARM),
+    ("set_warmed", REWARM),
     ("lend", LENDERS),
     ("plant", PLANT),
     ("take", COPIED),
@@ -100,8 +100,8 @@ def _source(
             program = table.take, False, (rows, idx)
         case "rewarm":
             program = rewarm, False, (serving, rows, idx)
-        case "set_carry":
-            program = advance.set_carry, True, (rows, idx, result(rewarm, serving, rows, idx))
+        case "set_warmed":
+            program = advance.set_warmed, True, (rows, idx, result(rewarm, serving, rows, idx))
         case "lend":
             program = lend, False, (rows, idx, flag)
         case _:

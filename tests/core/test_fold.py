@@ -290,7 +290,7 @@ def test_rewarming_is_running_the_window_through_the_network(spec: ModelSpec) ->
     fold.swap(served)
     play(fold, accompanied(walk("a", 3 * SPEC.context_length), spec))
     idx = jnp.asarray([0])
-    found = advance.rewarm(spec, fold._default.serving, fold.rows, idx)
+    found = advance.rewarm(spec, fold._default.serving, fold.rows, idx).carry
     count, time = int(fold.rows.count[0]), SPEC.context_length
 
     def newest(column: object, n: int) -> np.ndarray:
@@ -322,6 +322,17 @@ def test_rewarming_is_running_the_window_through_the_network(spec: ModelSpec) ->
     xs = jnp.concatenate([xs, told], axis=2)
     carry, _ = model.unroll(spec, served.params, model.initial_carry(spec, 1), xs)
     np.testing.assert_allclose(found, carry, atol=1e-3)
+
+
+def test_a_season_that_a_new_model_brings_is_judged_by_what_is_remembered() -> None:
+    fold, log = make_fold(), walk("a", 200)
+    play(fold, log[:-1])
+    fold.swap(make_model()._replace(periods=jnp.asarray([0, 7, 24, 150, 400, 0], jnp.int32)))
+    play(fold, log[-1:], first=199)
+    found = features.unpack(fold.rows.running[:1, : features.RUNNING]).season[0]
+    value = np.array([tick.value for tick in log])
+    usual = [np.abs(value[period:] - value[:-period]).mean() for period in (7, 24, 150)]
+    np.testing.assert_allclose(found, [0.0, *usual, 0.0, 0.0], rtol=1e-3)
 
 
 def test_a_swap_leaves_what_was_said_alone_and_goes_on_finite() -> None:
