@@ -239,10 +239,15 @@ def perceive(
         found = table.lagged(rows.value, idx, count, lags.reshape(batch, -1)).reshape(lags.shape)
         return jnp.where((lags > 0) & (count > 0)[:, None, None], found, value[:, None, None])
 
+    def before(season: Season) -> Array:
+        """Values WAKE steps before those one season ago."""
+        return table.lagged(rows.value, idx, count, season.period[:, None] + jnp.asarray(features.WAKE))
+
     best, second = seasons_ago(seasons[0], features.CYCLES), seasons_ago(seasons[1], 1)[:, 0]
+    wakes = before(seasons[0]), before(seasons[1])
     reach = jnp.minimum(count, rows.value.shape[1])
     seen = seasons[0].period[:, None] * jnp.arange(1, features.CYCLES + 1) <= reach[:, None]
-    sight = features.look_back(value, scale, past, running, best, second, seen, seasons)
+    sight = features.look_back(value, scale, past, running, best, second, wakes, seen, seasons)
 
     # the linear expert
     linear = Linear(read(rows.covariance), read(rows.weights))
@@ -271,7 +276,7 @@ def perceive(
         seasons[0],
     )[:, 0]
     x = jnp.concatenate([own, signals], axis=1)
-    direct = features.direct_inputs(sight, running, scale, seasons, said, _errors(error))
+    direct = features.direct_inputs(sight, running, scale, seasons, steps.week, said, _errors(error))
 
     span = jnp.clip(count, 1, experts.DRIFT_STEPS).astype(jnp.float32)
     lines_now = jnp.stack(

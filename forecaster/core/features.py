@@ -20,6 +20,8 @@ SEASONS = 6  # candidate season lengths that each series ranks
 MEMORY = 512  # values kept a series
 MAX_PERIOD = 480  # steps; a longer season reaches the network through the calendar only
 CYCLES = 4  # past cycles of the best season that are averaged
+WAKE = (1, 2, 3, 4, 6, 8, 12, 16)  # steps over which the latest change is held against that of a season ago
+HARMONICS = (2, 3)  # of day and week that the direct inputs hold; the recurrent ones have the first
 LEAD = 64  # steps before the first one that the recurrent inputs look back on
 LAGS = 16  # values before the origin that the direct inputs hold one by one
 WINDOWS = (4, 16, 64)  # steps of the moving means among the recurrent inputs, all at most LEAD
@@ -295,6 +297,8 @@ class Sight(NamedTuple):
     best: Float[Array, "batch horizon_and_origin"]  # values one best season before it and before each target
     cycle: Float[Array, "batch horizon"]  # mean change from there over the last CYCLES cycles
     second: Float[Array, "batch horizon_and_origin"]  # as `best`, of the second best season
+    wake: Float[Array, "batch wake"]  # changes over the last WAKE steps beyond those one best season before
+    second_wake: Float[Array, "batch wake"]  # the same of the second best season
 
 
 def look_back(
@@ -304,23 +308,32 @@ def look_back(
     running: Running,
     best: Float[Array, "batch cycle horizon_and_origin"],
     second: Float[Array, "batch horizon_and_origin"],
+    wakes: tuple[Float[Array, "batch wake"], Float[Array, "batch wake"]],
     seen: Array,
     seasons: tuple[Season, Season],
 ) -> Sight:
     """What the direct inputs and the linear expert are made of; 0 where there is no season.
 
-    `best` and `second` are the values at `season_lags`; `seen` (batch, cycle) tells which cycles are remembered.
+    `best` and `second` are the values at `season_lags`; `wakes` those WAKE steps before their origin's place; `seen`
+    (batch, cycle) tells which cycles are remembered.
     """
     last, s = value[:, None], scale[:, None]
     has = [(season.period > 0)[:, None] for season in seasons]
     share = (seen / jnp.maximum(seen.sum(1, keepdims=True), 1))[:, :, None]
     changes = (share * (best[:, :, 1:] - best[:, :, :1])).sum(1)
+    latest = last - past[:, [-k for k in WAKE]]
+
+    def wake(origin: Array, before: Array, known: Array) -> Array:
+        return jnp.where(known, squash((latest - (origin - before)) / s), 0.0)
+
     return Sight(
         lags=squash((past[:, -LAGS:] - last) / s),
         means=squash((running.mean - last) / s),
         best=jnp.where(has[0], squash((best[:, 0] - last) / s), 0.0),
         cycle=jnp.where(has[0], squash(changes / s), 0.0),
         second=jnp.where(has[1], squash((second - last) / s), 0.0),
+        wake=wake(best[:, 0, :1], wakes[0], has[0]),
+        second_wake=wake(second[:, :1], wakes[1], has[1]),
     )
 
 
@@ -329,6 +342,7 @@ def direct_inputs(
     running: Running,
     scale: Float[Array, " batch"],
     seasons: tuple[Season, Season],
+    week: Float[Array, " batch"],
     linear: Float[Array, "batch horizon"],
     errors: Float[Array, "batch error"],
 ) -> Float[Array, "batch feature"]:
@@ -360,9 +374,23 @@ def direct_inputs(
             sight.second[:, 1:] - sight.second[:, :1],
             linear,
             errors,
+            seasons[0].trust[:, None] * sight.wake,
+            seasons[1].trust[:, None] * sight.second_wake,
+            seasons[0].trust[:, None] * overtones(calendar(week, running.age_s, running.dt_s)),
         ],
         axis=1,
     )
+
+
+def overtones(circles: tuple[tuple[Array, Array], tuple[Array, Array]]) -> Float[Array, "batch overtone"]:
+    """Sines and cosines of the HARMONICS of day and week; 0 where the calendar is."""
+    found = []
+    for sine, cosine in circles:
+        s, c = sine, cosine
+        for _ in HARMONICS:
+            s, c = s * cosine + c * sine, c * cosine - s * sine
+            found += [s, c]
+    return jnp.stack(found, axis=1)
 
 
 CANDIDATES = 5  # forecasts among the direct inputs that the head may blend step by step
@@ -376,4 +404,5 @@ def candidates(direct: Array, horizon: int) -> Float[Array, "*batch candidate ho
 
 def direct_size(horizon: int) -> int:
     """Number of direct inputs."""
-    return LAGS + len(MEANS) + HABITS + CANDIDATES * horizon + ERRORS
+    seasonal = 2 * len(WAKE) + 4 * len(HARMONICS)
+    return LAGS + len(MEANS) + HABITS + CANDIDATES * horizon + ERRORS + seasonal

@@ -167,6 +167,15 @@ def test_packed_statistics_are_unpacked_as_they_were() -> None:
         np.testing.assert_array_equal(mine, theirs)
 
 
+def test_overtones_are_those_of_the_calendar_and_silent_with_it() -> None:
+    angle = jnp.asarray([0.3, 2.9])
+    circle, nothing = (jnp.sin(angle), jnp.cos(angle)), (jnp.zeros(2), jnp.zeros(2))
+    found = features.overtones((circle, nothing))
+    expected = [f(k * angle) for k in (2, 3) for f in (np.sin, np.cos)]
+    np.testing.assert_allclose(found[:, :4].T, expected, atol=1e-6)
+    assert not found[:, 4:].any()
+
+
 def test_the_calendar_speaks_once_two_cycles_were_seen() -> None:
     day = features.DAY_S
 

@@ -107,6 +107,12 @@ def test_direct_inputs_are_lags_and_the_values_a_season_before_the_targets() -> 
     season = np.asarray(features.candidates(examples.direct[t], SHAPE.horizon))[0]
     change = (value[t + np.array([1, 2, 3]) - 7] - value[t]) / scale
     np.testing.assert_allclose(season, squashed(change), rtol=1e-3, atol=1e-3)
+    back = np.array(features.WAKE)
+    beyond = (value[t] - value[t - back]) - (value[t - 7] - value[t - 7 - back])
+    start = features.direct_size(SHAPE.horizon) - 2 * len(back) - 4 * len(features.HARMONICS)
+    wake = examples.direct[t, start : start + len(back)] / squashed(beyond / scale)
+    np.testing.assert_allclose(wake, wake[0], rtol=0.01)  # as far as the season is trusted
+    assert 0.5 < wake[0] <= 1.0
 
 
 def test_a_season_shorter_than_the_horizon_is_read_as_many_cycles_back_as_needed() -> None:
