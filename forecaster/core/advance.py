@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from forecaster.core import bounds, calibrate, covariates, experts, features, model, score, table
 from forecaster.core.bounds import Bounds
 from forecaster.core.experts import Blend, Linear
-from forecaster.core.features import Running, Season
+from forecaster.core.features import Running, Season, Sight
 from forecaster.core.model import ModelSpec, Params
 from forecaster.core.score import Scores
 from forecaster.core.table import Layout, Rows
@@ -233,21 +233,7 @@ def perceive(
 
     # the seasons
     seasons = features.choose_seasons(running, count, periods)
-
-    def seasons_ago(season: Season, cycles: int) -> Array:
-        lags = features.season_lags(season.period, horizon, cycles)
-        found = table.lagged(rows.value, idx, count, lags.reshape(batch, -1)).reshape(lags.shape)
-        return jnp.where((lags > 0) & (count > 0)[:, None, None], found, value[:, None, None])
-
-    def before(season: Season) -> Array:
-        """Values WAKE steps before those one season ago."""
-        return table.lagged(rows.value, idx, count, season.period[:, None] + jnp.asarray(features.WAKE))
-
-    best, second = seasons_ago(seasons[0], features.CYCLES), seasons_ago(seasons[1], 1)[:, 0]
-    wakes = before(seasons[0]), before(seasons[1])
-    reach = jnp.minimum(count, rows.value.shape[1])
-    seen = seasons[0].period[:, None] * jnp.arange(1, features.CYCLES + 1) <= reach[:, None]
-    sight = features.look_back(value, scale, past, running, best, second, wakes, seen, seasons)
+    sight = _look_back(spec, rows, idx, value, scale, past, running, seasons)
 
     # the linear expert
     linear = Linear(read(rows.covariance), read(rows.weights))
@@ -322,6 +308,35 @@ def perceive(
         offset=read(rows.offset),
     )
     return changes, percept
+
+
+def _look_back(
+    spec: ModelSpec,
+    rows: Rows,
+    idx: Int[Array, " batch"],
+    value: Array,
+    scale: Array,
+    past: Float[Array, "batch lead"],
+    running: Running,
+    seasons: tuple[Season, Season],
+) -> Sight:
+    """What the window and the seasons tell at a step that is not written yet."""
+    count = table.whole(rows.count, idx)
+
+    def seasons_ago(season: Season, cycles: int) -> Array:
+        lags = features.season_lags(season.period, spec.horizon, cycles)
+        found = table.lagged(rows.value, idx, count, lags.reshape(len(idx), -1)).reshape(lags.shape)
+        return jnp.where((lags > 0) & (count > 0)[:, None, None], found, value[:, None, None])
+
+    def before(season: Season) -> Array:
+        """Values WAKE steps before those one season ago."""
+        return table.lagged(rows.value, idx, count, season.period[:, None] + jnp.asarray(features.WAKE))
+
+    best, second = seasons_ago(seasons[0], features.CYCLES), seasons_ago(seasons[1], 1)[:, 0]
+    wakes = before(seasons[0]), before(seasons[1])
+    reach = jnp.minimum(count, rows.value.shape[1])
+    seen = seasons[0].period[:, None] * jnp.arange(1, features.CYCLES + 1) <= reach[:, None]
+    return features.look_back(value, scale, past, running, best, second, wakes, seen, seasons)
 
 
 def curves_now(
