@@ -50,7 +50,10 @@ def _write_pages(stage: Stage, topics: TopicsSpec, room: Sections, series: int, 
     """Have a worker answer a tick of each series, and put all of them on pages: one a turn, hence more ticks."""
     before_s = behind * load.TICK_S + LIMIT_S  # event times go on as the log does
     load.backlog(stage.kafka, topics.ticks, load.uniform(series, series), before_s)
-    often: Sections = {"state": {"interval_s": 1, "bytes_per_s": 1 << 30}}
+    often: Sections = {
+        "state": {"interval_s": 1, "bytes_per_s": 1 << 30},
+        "kafka": {"group_id": NAME, "commit_interval_s": 0},  # a page waits for the commit of its offset
+    }
     with stage.daemon("first", topics, room | often) as daemon:
         daemon.await_ready()
         servers, rate = stage.kafka.bootstrap_servers, str(RATE)

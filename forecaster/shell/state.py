@@ -30,7 +30,7 @@ from forecaster.shell.saved import Saved, is_past, loan_key, page_key, skip_key,
 from forecaster.shell.skips import Skips
 
 MEMBER_BYTES = 300  # of the host side of a series, about
-MOST_WAITING = 4  # pages that wait for the commit of their offset
+MOST_WAITING = 16  # pages that wait for the commit of their offset
 
 
 class StateSpec(Spec):
