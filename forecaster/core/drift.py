@@ -1,7 +1,7 @@
 """Drift: has the live error risen over its long-run level? Page-Hinkley on the logarithm of what it costs.
 
-In come sums of scaled errors, a batch at a time; out goes, now and then, that the level has risen for good. Pure: event
-time is an argument, the budget of alarms is counted in it.
+In come sums of scaled errors, a batch at a time; out goes, now and then, that the level has risen for good. Pure:
+whether there may be an alarm now is an argument.
 """
 
 from math import log
@@ -30,7 +30,9 @@ class DriftSpec(Spec):
         description="Sum of rises beyond the tolerance, over blocks of 1,000 errors, that is drift.",
     )
     drift_per_hour: int = Field(
-        2, ge=1, description="Most retrains in an hour of event time that drift may ask for."
+        2,
+        ge=1,
+        description="Most retrains in an hour of event time that drift may ask for, in the whole fleet.",
     )
 
 
@@ -42,7 +44,6 @@ class Drift(NamedTuple):
     blocks: int = 0  # observations since the start, or since the last alarm
     level: float = 0.0  # long-run mean of the logarithm
     rise: float = 0.0  # Page-Hinkley: rises beyond the tolerance since they were last made good
-    alarms_s: tuple[float, ...] = ()  # event times of the alarms of the last hour
 
 
 def statistic(state: Drift, spec: DriftSpec) -> float:
@@ -50,13 +51,10 @@ def statistic(state: Drift, spec: DriftSpec) -> float:
     return state.rise / spec.drift_threshold
 
 
-def reset(state: Drift) -> Drift:
-    """After a swap: the errors of another model have a level of their own."""
-    return Drift(alarms_s=state.alarms_s)
-
-
-def observe(state: Drift, total: float, count: float, now_s: float, spec: DriftSpec) -> tuple[Drift, bool]:
-    """Take in `count` scaled errors that add up to `total`; whether drift is found now and the budget allows it.
+def observe(
+    state: Drift, total: float, count: float, spec: DriftSpec, *, allowed: bool
+) -> tuple[Drift, bool]:
+    """Take in `count` scaled errors that add up to `total`; whether there is an alarm now, where one is `allowed`.
 
     Page (1954), Biometrika 41: the sum of rises over the level less a tolerance, never below 0, against a threshold.
     """
@@ -68,8 +66,6 @@ def observe(state: Drift, total: float, count: float, now_s: float, spec: DriftS
     surprise = min(x - state.level, MOST)
     level = state.level + (x - state.level if blocks == 1 else surprise) / min(blocks, MEMORY)
     rise = max(0.0, state.rise + surprise - spec.drift_tolerance) if blocks > LEAST else 0.0
-    recent = tuple(at for at in state.alarms_s if at > now_s - 3600.0)
-    alarm = rise > spec.drift_threshold and len(recent) < spec.drift_per_hour
-    if alarm:
-        return Drift(alarms_s=(*recent, now_s)), True
-    return Drift(0.0, 0.0, blocks, level, min(rise, 2 * spec.drift_threshold), recent), False
+    if allowed and rise > spec.drift_threshold:
+        return Drift(), True
+    return Drift(0.0, 0.0, blocks, level, min(rise, 2 * spec.drift_threshold)), False

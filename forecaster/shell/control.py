@@ -30,7 +30,7 @@ class Command(StrEnum):
     """What may be asked for."""
 
     RETRAIN = "retrain"
-    """Train a candidate now, and let it serve if it is better."""
+    """Train a candidate now, and let it serve if it is better. Of drift, `event_s` in `arguments` says when."""
     ROLL_BACK = "roll_back"
     """Let the version serve that did before, or the `version` in `arguments`; there may be a `reason`, and the version
     that it is to serve `instead_of`.

@@ -5,12 +5,15 @@ goes, now and then, a reason to ask for one. Whoever trains is told through the 
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from forecaster.core import drift
 from forecaster.core.drift import Drift
 from forecaster.shell.retrain import RetrainSpec, Trigger
+
+MOST_DRIFTS = 1000  # requests that are remembered
 
 
 @dataclass(frozen=True)
@@ -31,26 +34,33 @@ class Schedule:
         self.drift = Drift()
         self._now = now
         self._risen = False
+        self._drifted_s: deque[float] = deque(maxlen=MOST_DRIFTS)
         self._ended_s = float("-inf")
         self._asked_ticks, self._asked_event_s = 0, float("-inf")
         self._first_ticks = 0  # how many there have to be for another attempt at the first model
 
     def observe_errors(self, total: float, count: float, event_s: float) -> bool:
-        """Take in scaled errors of the serving model; whether they have risen for good."""
+        """Take in scaled errors of the serving model; whether they have risen for good, and the budget is not spent."""
         if not self.spec.drift:
             return False
-        self.drift, found = drift.observe(self.drift, total, count, event_s, self.spec)
+        lately = sum(at_s > event_s - 3600.0 for at_s in self._drifted_s)
+        allowed = lately < self.spec.drift_per_hour
+        self.drift, found = drift.observe(self.drift, total, count, self.spec, allowed=allowed)
         self._risen |= found
         return found
 
     def swapped(self) -> None:
         """Another model serves: its errors have a level of their own."""
-        self.drift = drift.reset(self.drift)
+        self.drift = Drift()
 
     def asked(self, ticks: int, event_s: float) -> None:
         """Somebody asked for a retrain: the interval begins anew."""
         self._asked_ticks, self._asked_event_s = ticks, event_s
         self._first_ticks = max(2 * ticks, 1000)
+
+    def drifted(self, event_s: float) -> None:
+        """Somebody asked for a retrain because errors had risen, at this event time: it counts for the whole fleet."""
+        self._drifted_s.append(event_s)
 
     def ended(self) -> None:
         """A retrain came to its end: the cooldown begins."""

@@ -70,7 +70,7 @@ class Training:
 
     def observe_errors(self, total: float, count: float) -> None:
         """Scaled errors of the serving model, for drift: their sum, and how many."""
-        if self.schedule.observe_errors(total, count, self._event_s):
+        if self.known and self.schedule.observe_errors(total, count, self._event_s):
             self._metrics.drift_detections.inc()
             _log.warning("drift", mend="the live error has risen for good: a retrain is due")
 
@@ -130,8 +130,11 @@ class Training:
         """Everybody hears everything: when the interval begins anew, and what came of the last retrain."""
         for message in self._control.poll():
             match message:
-                case Request(command=Command.RETRAIN) if self.known:
-                    self.schedule.asked(self._ticks, self._event_s)
+                case Request(command=Command.RETRAIN):
+                    if message.trigger == Trigger.DRIFT and (at_s := _number(message, "event_s")) is not None:
+                        self.schedule.drifted(at_s)
+                    if self.known:
+                        self.schedule.asked(self._ticks, self._event_s)
                 case Request(command=Command.ANNOTATE):
                     if _span(message) is None:
                         _log.warning("annotation_refused", id=message.id, sender=message.sender)
@@ -156,7 +159,8 @@ class Training:
         alive_s = OPEN_FOR_S + self.config.training.time_limit_s  # nobody trains what has waited for longer
         if trigger := self.schedule.due(situation, waiting=any(age_s < alive_s for age_s in ages_s)):
             self.schedule.asked(self._ticks, self._event_s)
-            self._ask(Request(command=Command.RETRAIN, trigger=trigger, sender=SENDER))
+            when = {"event_s": self._event_s} if trigger is Trigger.DRIFT else {}
+            self._ask(Request(command=Command.RETRAIN, trigger=trigger, sender=SENDER, arguments=when))
 
     def _ask(self, request: Request) -> None:
         self._metrics.retrain_requests[request.trigger].inc()
@@ -239,9 +243,14 @@ class Training:
 
 
 def _span(request: Request) -> Span | None:
-    arguments = request.arguments
+    start_s, end_s = _number(request, "start_s"), _number(request, "end_s")
+    if start_s is None or end_s is None:
+        return None
+    return Span(str(request.arguments.get("series", "")), start_s, end_s)
+
+
+def _number(request: Request, name: str) -> float | None:
     try:
-        start_s, end_s = float(arguments["start_s"]), float(arguments["end_s"])
+        return float(request.arguments[name])
     except (KeyError, TypeError, ValueError):
         return None
-    return Span(str(arguments.get("series", "")), start_s, end_s)

@@ -155,3 +155,29 @@ def test_a_roll_back_instead_of_what_no_longer_serves_changes_nothing(fleet: Fle
     serving = models.read().serving
     assert serving is not None
     assert (serving.version, serving.previous, serving.reason) == ("v1", "v3", "it lost")
+
+
+def test_drift_that_others_asked_for_counts_also_after_a_restart(fleet: Fleet) -> None:
+    hour = fleet.config.training.drift_per_hour
+    for number in range(hour):
+        request = Request(
+            command=Command.RETRAIN, trigger="drift", sender="other", arguments={"event_s": 100.0 * number}
+        )
+        fleet.controls.write(request)
+        fleet.controls.write(Answer(id=request.id, outcome="rejected", sender="other"))
+    came_in = fleet.training()
+    until(lambda: came_in.known, lambda: came_in.poll(decides=False, leads=False, serving=True))
+    came_in.observe(1, 1000.0)
+    for error in [1.0] * 40 + [3.0] * 40:
+        came_in.observe_errors(1000 * error, 1000)
+    assert came_in._metrics.drift_detections._value.get() == 0
+    came_in.observe(1, 1000.0 + 3600)
+    came_in.observe_errors(3000.0, 1000)
+    assert came_in._metrics.drift_detections._value.get() == 1
+    came_in.poll(decides=False, leads=False, serving=True)
+    until(
+        lambda: any(
+            request.arguments == {"event_s": 4600.0} for request in came_in._control.inbox.open.values()
+        ),
+        lambda: came_in.poll(decides=False, leads=False, serving=True),
+    )

@@ -91,3 +91,22 @@ def test_while_a_retrain_waits_or_runs_nothing_is_due_and_drift_is_forgotten() -
     assert due(made, 5000) is None
     assert due(made, 6000, waiting=True) is None
     assert due(made, 6000) is Trigger.SCHEDULE
+
+
+def test_the_budget_of_drift_is_what_the_whole_fleet_has_asked_for_in_an_hour() -> None:
+    made = schedule(drift_per_hour=2)
+    for at_s in (0.0, 1800.0):
+        made.drifted(at_s)  # two workers have
+
+    def errors(first: int, mean: float, blocks: int) -> list[float]:
+        """Event times at which drift is found, a minute a block."""
+        minutes = range(first, first + blocks)
+        return [60.0 * i for i in minutes if made.observe_errors(mean * 1000, 1000, 60.0 * i)]
+
+    assert not errors(0, 1.0, 40)
+    assert errors(40, 3.0, 30) == [3600.0], "an hour after the first of them"
+    made.drifted(3600.0)
+    assert not errors(70, 3.0, 19), "nor again, in the level of now"
+    made.swapped()
+    assert errors(1000, 1.0, 40) == []
+    assert errors(1040, 3.0, 10)
