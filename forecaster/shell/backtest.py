@@ -41,6 +41,7 @@ class Verdict(NamedTuple):
     version: str  # of the candidate
     decision: Decision | Failure
     seconds: float = 0.0  # that it took
+    model: Model | None = None  # that serves from then on, if it is a new one
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,14 @@ def _retrain(
 ) -> Verdict:
     """Train on all that has come, and swap the candidate in if it is better."""
     began_s, version, training = time.monotonic(), f"backtest-{at}", config.training
+    model: Model | None = None
     result = retrain(slicer.slices(), training, config.network, training, fold.model, progress=progress)
     if isinstance(result, Retrained) and result.decision.promote:
         card = result.model.card.model_copy(update={"version": version})
-        fold.swap(result.model._replace(card=card))
+        model = result.model._replace(card=card)
+        fold.swap(model)
     decision = result.decision if isinstance(result, Retrained) else result
-    return Verdict(at, version, decision, time.monotonic() - began_s)
+    return Verdict(at, version, decision, time.monotonic() - began_s, model)
 
 
 def _shares_of(fold: Fold) -> np.ndarray:
