@@ -233,7 +233,7 @@ def perceive(
 
     # the seasons
     seasons = features.choose_seasons(running, count, periods)
-    sight = _look_back(spec, rows, idx, value, scale, past, running, seasons)
+    sight, ago = _look_back(spec, rows, idx, value, scale, past, running, seasons)
 
     # the linear expert
     linear = Linear(read(rows.covariance), read(rows.weights))
@@ -256,7 +256,7 @@ def perceive(
         steps.dt_s[:, None],
         steps.week[:, None],
         running.age_s[:, None],
-        best[:, 0, None, :2],
+        ago[:, None, :2],
         base,
         running,
         seasons[0],
@@ -319,8 +319,8 @@ def _look_back(
     past: Float[Array, "batch lead"],
     running: Running,
     seasons: tuple[Season, Season],
-) -> Sight:
-    """What the window and the seasons tell at a step that is not written yet."""
+) -> tuple[Sight, Float[Array, "batch horizon_and_origin"]]:
+    """What the window and the seasons tell at a step that is not written yet, and the values one best season ago."""
     count = table.whole(rows.count, idx)
 
     def seasons_ago(season: Season, cycles: int) -> Array:
@@ -336,7 +336,7 @@ def _look_back(
     wakes = before(seasons[0]), before(seasons[1])
     reach = jnp.minimum(count, rows.value.shape[1])
     seen = seasons[0].period[:, None] * jnp.arange(1, features.CYCLES + 1) <= reach[:, None]
-    return features.look_back(value, scale, past, running, best, second, wakes, seen, seasons)
+    return features.look_back(value, scale, past, running, best, second, wakes, seen, seasons), best[:, 0]
 
 
 def curves_now(
