@@ -90,7 +90,7 @@ FAULTS = {
         "I6",
         ("tests/shell/test_kafka_source.py::test_whatever_comes_out_of_the_client_ends_in_a_new_one",),
     ),
-    "T18": Fault("names are resolved slowly, wrongly, or not at all", "I6"),
+    "T18": Fault("names are resolved slowly, wrongly, or not at all", _EVERY),
     "T19": Fault(
         "wrong credentials (SASL); TLS and rights are not tried",
         "I8 I9",
@@ -106,7 +106,7 @@ FAULTS = {
             _DELIVERY + "test_a_worker_may_stop_when_its_offset_is_gone",
         ),
     ),
-    "T23": Fault("unclean leader election", "I1 I2"),
+    "T23": Fault("an unclean leader election: ticks that were answered are lost", "I6 I8 I9"),
     "T24": Fault(
         "ticks in transactions, some of them aborted: offsets have gaps",
         _EVERY,
@@ -208,5 +208,5 @@ FAULTS = {
         "I4",
         ("tests/core/test_pages.py::test_what_was_written_once_can_still_be_read", "tests/test_recorded.py"),
     ),
-    "T48": Fault("two versions at once", "I5"),
+    "T48": Fault("two workers at once, of which one is configured for the next network", _EVERY),
 }

@@ -1,12 +1,12 @@
 """What the fault tests and the soak have found so far, and the page that says so, docs/faults.md.
 
-Findings are kept in .cache/faults.json, so that a long catalogue can be run in parts. A test that failed counts as
+What the page says is what later runs add to, so that a long catalogue can be run in parts. A test that failed counts as
 failed until a later run passes it.
 """
 
-import json
 import os
 import platform
+import re
 import subprocess
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,7 +17,8 @@ from tests.faults.catalogue import FAULTS, LAWS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "faults.md"
-KEPT = ROOT / ".cache" / "faults.json"
+ROW = re.compile(r"^\| (T\d+) \| .* \| (\d*) \| [^|]* \| (?:FAILED: )?([^|]*) \|$", re.MULTILINE)
+HELD = {"held", "not tried"}
 HEAD = """\
 # Faults
 
@@ -43,11 +44,15 @@ class Findings:
 
     @staticmethod
     def kept() -> "Findings":
-        """Those of earlier runs."""
-        if not KEPT.exists():
-            return Findings()
-        found = json.loads(KEPT.read_text())
-        return Findings(Counter(found["tried"]), found["failed"], found["runs"], found.get("soak", []))
+        """Those of earlier runs, as the page tells them."""
+        page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+        found = Findings()
+        for name, tried, verdict in ROW.findall(page):
+            found.tried[name] = int(tried or 0)
+            found.failed[name] = [] if verdict in HELD else verdict.split("; ")
+        found.runs = [line.removeprefix("* ") for line in _section(page, "Runs")]
+        found.soak = _section(page, "Soak")
+        return found
 
     def passed(self, fault: str, test: str) -> None:
         """It held this time."""
@@ -60,8 +65,6 @@ class Findings:
 
     def keep(self) -> None:
         """For the next run, and for readers."""
-        KEPT.parent.mkdir(exist_ok=True)
-        KEPT.write_text(json.dumps(vars(self)))
         PAGE.write_text(self._page(), encoding="utf-8")
 
     def _page(self) -> str:
@@ -76,6 +79,12 @@ class Findings:
         soak = ["", "## Soak", "", *self.soak] if self.soak else []
         runs = [f"* {run}" for run in self.runs]
         return "\n".join([HEAD, *table, *soak, "", "## Laws", "", *laws, "", "## Runs", "", *runs, ""])
+
+
+def _section(page: str, title: str) -> list[str]:
+    """The lines of a section."""
+    body = page.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return body.strip().splitlines()
 
 
 def stamp() -> str:

@@ -92,6 +92,7 @@ class Rig:
         self.random = random.Random(seed)
         self.tried = 0
         """Faults done to the workers so far."""
+        self.most_growth_mb = MOST_GROWTH_MB
         self.servers = stage.cluster.bootstrap_servers
         self.topics = fresh_topics(self.servers, partitions)
         self.unreadable: set[oracle.Place] = set()
@@ -130,9 +131,15 @@ class Rig:
         return [worker for worker in self.workers if worker.child.exit_code is None]
 
     def start(
-        self, identity: str = "a", *, fault_at: str = "", ready: bool = True, prefix: Sequence[str] = ()
+        self,
+        identity: str = "a",
+        *,
+        fault_at: str = "",
+        ready: bool = True,
+        prefix: Sequence[str] = (),
+        settings: Settings | None = None,
     ) -> Worker:
-        """One more worker; `identity` tells those apart that run at the same time."""
+        """One more worker; `identity` tells those apart that run at the same time. `settings` are its own."""
         number = len(self.workers)
         temporary = self._path / f"tmp{number}"
         temporary.mkdir()
@@ -142,7 +149,7 @@ class Rig:
             *([f"FORECASTER_FAULT_AT={fault_at}"] if fault_at else []),
         ]
         path = self._path / f"worker{number}"
-        worker = Worker(path, self._configured(identity), [*prefix, *environment])
+        worker = Worker(path, self._configured(identity, settings or {}), [*prefix, *environment])
         self._temporary[worker] = temporary
         self.workers.append(worker)
         if ready:
@@ -156,13 +163,13 @@ class Rig:
         assert worker.await_end() == -signal.SIGKILL
         self.tried += 1
 
-    def _configured(self, identity: str) -> Settings:
+    def _configured(self, identity: str, more: Settings) -> Settings:
         settings = small(self.cluster.proxied_servers, self.group, self.topics)
         promise: dict[str, Any] = {"delivery": self._delivery}
         if self._delivery == "exactly_once":
             promise["transactional_id"] = f"{self.group}-{identity}"
         settings["kafka"] |= QUICK | promise
-        for section, keys in self._settings.items():
+        for section, keys in [*self._settings.items(), *more.items()]:
             settings[section] = settings.get(section, {}) | keys
         return settings
 
@@ -248,7 +255,7 @@ class Rig:
         self.check()
         assert self.reader.count > 0
         self._same_for_its_readers()
-        assert self._scales.growth_bytes() < MOST_GROWTH_MB << 20
+        assert self._scales.growth_bytes() < self.most_growth_mb << 20
 
     def _closed(self, topic: str) -> bool:
         every, stable = (oracle.ends(self.servers, topic, i) for i in ("read_uncommitted", "read_committed"))

@@ -27,7 +27,7 @@ def test_killed_at_each_point_of_its_work(
         rig.load()
         for point in points:
             worker = rig.start(fault_at=f"{point}:{rig.random.randint(1, 20)}", ready=False)
-            assert worker.await_end(60.0) == -signal.SIGKILL, worker.child.tail()
+            assert worker.await_end(120.0) == -signal.SIGKILL, worker.child.tail()
             rig.tried += 1
             rig.check()
         rig.start()

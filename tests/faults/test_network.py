@@ -1,15 +1,18 @@
 """What networks and brokers do: they are away, slow, silent, or lose just the one thing that matters."""
 
+import json
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from kafka import KafkaAdminClient
-from kafka.admin import MemberToRemove
+from kafka.admin import MemberToRemove, NewTopic
 from kafka.errors import (
     BrokerResponseError,
     ConcurrentTransactionsError,
     CoordinatorLoadInProgressError,
     InvalidProducerEpochError,
+    KafkaError,
     NotCoordinatorError,
     OutOfOrderSequenceNumberError,
     UnknownProducerIdError,
@@ -17,12 +20,16 @@ from kafka.errors import (
 
 from forecaster.demo.figures import Scrape
 from tests.daemons import Worker
+from tests.faults import oracle
 from tests.faults.conftest import BOTH, MakeRig
 from tests.faults.proxy import ADD_OFFSETS, END_TXN, HEARTBEAT, OFFSET_COMMIT, PRODUCE
 from tests.faults.rig import STEPS, Rig, Stage
+from tests.faults.test_input import tick
 from tests.faults.watch import await_that
+from tests.folds import START_S
 
 DELIVERY_S = 30.0
+NAMES = Path(__file__).parent / "names"
 
 
 def in_sync(servers: str) -> bool:
@@ -95,6 +102,69 @@ def test_of_three_brokers_one_after_the_other_is_killed(
         rig.verify()
 
 
+def leader(rig: Rig) -> tuple[int, list[int]]:
+    """Who leads the first partition of the ticks, and who is in sync with it; -1 while nobody says so."""
+    try:
+        admin = KafkaAdminClient(bootstrap_servers=rig.servers.split(","), request_timeout_ms=3_000)
+    except KafkaError:
+        return -1, []
+    try:
+        (topic,) = [found for found in admin.describe_topics() if found["name"] == rig.topics.ticks]
+        (first,) = [found for found in topic["partitions"] if found["partition_index"] == 0]
+        return first["leader_id"], first["isr_nodes"]
+    except KafkaError:
+        return -1, []
+    finally:
+        admin.close()
+
+
+def anew(rig: Rig) -> dict[int, float]:
+    """The answers to the series of this name: offset of the tick, and its value."""
+    told = [json.loads(record.value) for record in oracle.consume(rig.servers, rig.topics.predictions)]
+    return {body["source"]["offset"]: body["last"] for body in told if body["series"] == "anew"}
+
+
+@pytest.mark.catalogue
+@pytest.mark.fault("T23")
+@BOTH
+def test_a_replica_that_was_behind_becomes_the_leader(
+    make_rig: MakeRig, kafka_jars: None, delivery: str
+) -> None:
+    """Ticks that were answered are lost; their offsets are those of other ticks later, and these are answered too."""
+    with ExitStack() as stack, make_rig(delivery, Stage.enter(stack, nodes=3)) as rig:
+        unclean = {"unclean.leader.election.enable": "true", "min.insync.replicas": "1"}
+        admin = KafkaAdminClient(bootstrap_servers=rig.servers.split(","))
+        admin.delete_topics([rig.topics.ticks])
+        await_that(lambda: rig.topics.ticks not in admin.list_topics(), "no topic", 30.0)
+        pair = {partition: [1, 2] for partition in range(2)}
+        admin.create_topics([NewTopic(rig.topics.ticks, -1, -1, pair, unclean)])
+        admin.close()
+        first, second, _ = rig.cluster.brokers
+        rig.load()
+        worker = rig.start()
+        rig.progress()
+        second.kill()
+        await_that(lambda: leader(rig) == (1, [1]), "one replica", 60.0)
+        rig.progress()
+        rig.calm()
+        await_that(rig.caught_up, "everything answered", 60.0)
+        answered = rig.committed()[0]
+        first.kill()
+        second.start()
+        await_that(lambda: leader(rig)[0] == 2, "another leader", 60.0)
+        end = oracle.ends(rig.servers, rig.topics.ticks)[0]
+        assert end < answered
+        rig.tried += 1
+        worker.await_that(lambda: worker.events("position_moved"), 60.0)
+        sent = rig.send(*[tick("anew", START_S + 1e6 + n, float(n)) for n in range(40)])
+        assert sent[0] == end
+        expected = {offset: float(n) for n, offset in enumerate(sent)}
+        await_that(lambda: anew(rig) == expected, "what came anew is answered", 60.0)
+        moved = [event for event in worker.events("position_moved") if event["partition"] == 0]
+        assert (moved[-1]["reason"], moved[-1]["to_offset"]) == ("truncated", end)
+        assert worker.end() == 0
+
+
 @pytest.mark.fault("T8")
 @pytest.mark.parametrize(
     ("delivery", "call"),
@@ -144,6 +214,32 @@ def test_connections_are_cut_again_and_again(make_rig: MakeRig, delivery: str) -
             fault()
             rig.tried += 1
         rig.progress()
+        rig.verify()
+
+
+@pytest.mark.catalogue
+@pytest.mark.fault("T18")
+@BOTH
+def test_names_are_resolved_slowly_wrongly_or_not_at_all(
+    make_rig: MakeRig, tmp_path: Path, delivery: str
+) -> None:
+    """Every lookup of a worker; its connections are cut, so that it needs them."""
+    told = tmp_path / "resolver"
+    with make_rig(delivery) as rig:
+        rig.load()
+        worker = rig.start(prefix=["env", f"PYTHONPATH={NAMES}", f"RESOLVER={told}"])
+        rig.progress()
+        told.write_text("slowly")
+        rig.proxy.reset()
+        rig.tried += 1
+        rig.progress()
+        for how in ("wrongly", "never"):
+            told.write_text(how)
+            rig.proxy.reset()
+            rig.tried += 1
+            worker.await_that(lambda: not worker.ready())
+            told.unlink()
+            rig.progress()
         rig.verify()
 
 
