@@ -75,6 +75,9 @@ class Slice(NamedTuple):
     time_s: NDArray[np.float64]  # (time,)
     value: NDArray[np.float64]  # (time,)
     covariates: NDArray[np.float64] | None = None  # (time, covariate), NaN: missing; None: all are
+    filled: NDArray[np.bool_] | None = (
+        None  # (time,), stands in for a tick that never came; None: nothing does
+    )
 
 
 class Span(NamedTuple):
@@ -139,6 +142,8 @@ def prepare(
     seed: int = 0,
 ) -> Examples:
     """Examples of the newest steps of each series, at most about `max_origins` of them to train on.
+
+    What lies in the `spans`, or was filled in, is neither origin nor target.
 
     Which steps are kept depends on lengths and `seed` only, never on values or `periods`: two models can be judged
     on the same origins.
@@ -217,7 +222,11 @@ def _level(lengths: Ints, budget: int) -> int:
 
 
 def _usable(history: Sequence[Slice], flat: _Flat, spans: Sequence[Span]) -> NDArray[np.bool_]:
-    usable = np.ones(len(flat.value), np.bool_)
+    nothing = np.zeros(1, np.bool_)
+    filled = [
+        np.broadcast_to(nothing if part.filled is None else part.filled, part.value.shape) for part in history
+    ]
+    usable = ~np.concatenate([*filled, nothing[:0]])
     names = np.array([part.series for part in history])
     for span in spans:
         inside = (flat.time_s >= span.start_s) & (flat.time_s < span.end_s)

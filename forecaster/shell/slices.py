@@ -87,17 +87,20 @@ class _Piece:
 
     def __init__(self) -> None:
         self.time_s, self._value, self._covariates = array("d"), array("d"), array("d")
+        self._filled = array("b")
 
     def append(self, step: Step) -> None:
         """One more step."""
         self.time_s.append(step.time_s)
         self._value.append(step.value)
         self._covariates.extend(step.covariates)
+        self._filled.append(step.source < 0)
 
     def slice(self, series: str) -> Slice:
         """What has come, at least one step."""
         covariates = np.array(self._covariates).reshape(len(self.time_s), -1)
-        return Slice(series, np.array(self.time_s), np.array(self._value), covariates)
+        filled = np.array(self._filled, np.bool_)
+        return Slice(series, np.array(self.time_s), np.array(self._value), covariates, filled)
 
 
 class _Ticks:

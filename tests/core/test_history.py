@@ -207,6 +207,18 @@ def test_a_span_that_is_left_out_is_neither_origin_nor_target() -> None:
     assert not everywhere.role.any()
 
 
+def test_what_was_filled_in_is_neither_origin_nor_target() -> None:
+    part, other = walk(100), walk(100, 1, "b")
+    filled = (np.arange(100) >= 40) & (np.arange(100) < 50)
+    examples = prepare([part._replace(filled=filled), other], SPEC, SHAPE, NO_PERIODS)
+    span = Span("a", float(part.time_s[40]), float(part.time_s[50]))
+    as_if_annotated = prepare([part, other], SPEC, SHAPE, NO_PERIODS, [span])
+    for mine, theirs in zip(examples, as_if_annotated, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert not examples.role[40:50].any()
+    assert examples.role[150] == Role.TRAIN
+
+
 def test_above_the_cap_each_series_keeps_its_newest_steps() -> None:
     spec = SPEC.model_copy(update={"max_origins": 100})
     history = [walk(400, i, f"s{i}") for i in range(3)] + [walk(20, 9, "short")]

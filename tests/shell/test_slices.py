@@ -84,3 +84,12 @@ def test_a_long_gap_gives_two_slices() -> None:
         ("a", [10.0, 20.0], [1.0, 2.0]),
         ("a", [110.0], [3.0]),
     ]
+
+
+def test_bars_that_an_outage_left_empty_are_filled_and_say_so() -> None:
+    slicer = Slicer(TickSpec(), GridSpec(interval_s=10.0))
+    slicer.add(records([("a", 5.0, 1.0), ("a", 15.0, 2.0), ("a", 45.0, 3.0), ("a", 55.0, 4.0)]))
+    (part,) = slicer.slices()
+    assert part.value.tolist() == [1.0, 2.0, 2.0, 2.0, 3.0]
+    assert part.filled is not None
+    assert part.filled.tolist() == [False, False, True, True, False]
