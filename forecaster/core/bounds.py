@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-RATE = 0.03  # of the share of outcomes inside, for each step at which all forecasts reached the extreme
+RATE = 0.01  # of the share of outcomes inside, for each step at which all forecasts reached the extreme
 TRUSTED = (
     0.95  # the level 0.05 that is as low as an extreme leaves more than 5 % beyond it where there is no bound
 )
