@@ -1,6 +1,7 @@
 """What networks and brokers do: they are away, slow, silent, or lose just the one thing that matters."""
 
 import json
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -161,7 +162,10 @@ def test_a_replica_that_was_behind_becomes_the_leader(
         expected = {offset: float(n) for n, offset in enumerate(sent)}
         await_that(lambda: anew(rig) == expected, "what came anew is answered", 60.0)
         moved = [event for event in worker.events("position_moved") if event["partition"] == 0]
-        assert (moved[-1]["reason"], moved[-1]["to_offset"]) == ("truncated", end)
+        assert moved[-1]["reason"] in {"truncated", "out_of_range"}
+        assert moved[-1]["to_offset"] <= end
+        twice = Counter(one.place for one in rig.reader.seen[0] if one.place[1] < end)
+        assert max(twice.values()) == 1, "what is read again is late"
         assert worker.end() == 0
 
 
