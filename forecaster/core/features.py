@@ -22,6 +22,7 @@ MAX_PERIOD = 480  # steps; a longer season reaches the network through the calen
 CYCLES = 4  # past cycles of the best season that are averaged
 WAKE = (1, 2, 3, 4, 6, 8, 12, 16)  # steps over which the latest change is held against that of a season ago
 HARMONICS = (2, 3)  # of day and week that the direct inputs hold; the recurrent ones have the first
+OVERTONE_CYCLES = 8.0  # days, or weeks, after which they do: what was seen twice is learned by heart
 LEAD = 64  # steps before the first one that the recurrent inputs look back on
 LAGS = 16  # values before the origin that the direct inputs hold one by one
 WINDOWS = (4, 16, 64)  # steps of the moving means among the recurrent inputs, all at most LEAD
@@ -376,20 +377,23 @@ def direct_inputs(
             errors,
             seasons[0].trust[:, None] * sight.wake,
             seasons[1].trust[:, None] * sight.second_wake,
-            seasons[0].trust[:, None] * overtones(calendar(week, running.age_s, running.dt_s)),
+            seasons[0].trust[:, None] * overtones(calendar(week, running.age_s, running.dt_s), running.age_s),
         ],
         axis=1,
     )
 
 
-def overtones(circles: tuple[tuple[Array, Array], tuple[Array, Array]]) -> Float[Array, "batch overtone"]:
-    """Sines and cosines of the HARMONICS of day and week; 0 where the calendar is."""
+def overtones(
+    circles: tuple[tuple[Array, Array], tuple[Array, Array]], age_s: Array
+) -> Float[Array, "batch overtone"]:
+    """Sines and cosines of the HARMONICS of day and week; 0 where the calendar is, and before OVERTONE_CYCLES."""
     found = []
-    for sine, cosine in circles:
+    for (sine, cosine), cycle_s in zip(circles, (DAY_S, WEEK_DAYS * DAY_S), strict=True):
+        known = age_s >= OVERTONE_CYCLES * cycle_s
         s, c = sine, cosine
         for _ in HARMONICS:
             s, c = s * cosine + c * sine, c * cosine - s * sine
-            found += [s, c]
+            found += [jnp.where(known, s, 0.0), jnp.where(known, c, 0.0)]
     return jnp.stack(found, axis=1)
 
 

@@ -170,10 +170,13 @@ def test_packed_statistics_are_unpacked_as_they_were() -> None:
 def test_overtones_are_those_of_the_calendar_and_silent_with_it() -> None:
     angle = jnp.asarray([0.3, 2.9])
     circle, nothing = (jnp.sin(angle), jnp.cos(angle)), (jnp.zeros(2), jnp.zeros(2))
-    found = features.overtones((circle, nothing))
+    found = features.overtones((circle, nothing), jnp.full(2, 1e9))
     expected = [f(k * angle) for k in (2, 3) for f in (np.sin, np.cos)]
     np.testing.assert_allclose(found[:, :4].T, expected, atol=1e-6)
     assert not found[:, 4:].any()
+    found = features.overtones((circle, circle), 8 * features.DAY_S * jnp.asarray([0.99, 1.0]))
+    np.testing.assert_array_equal((found != 0).any(0), [True] * 4 + [False] * 4)
+    assert not found[0].any()
 
 
 def test_the_calendar_speaks_once_two_cycles_were_seen() -> None:
