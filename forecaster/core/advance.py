@@ -417,8 +417,8 @@ def foretell(
     blend, offset = experts.unbiased(blend, fresh), jnp.where(fresh, 0.0, offset)
     share = experts.weights(blend, awake)
     mixed = experts.mix(jnp.where(awake, points, 0.0), network, blend, share, levels)
-    low, high = (end / percept.scale for end in percept.limits)
-    quantiles = _half(jnp.clip(calibrate.correct(mixed, offset, median), low, high))
+    ends = tuple(end / percept.scale for end in percept.limits)
+    quantiles = _half(bounds.stop(calibrate.correct(mixed, offset, median), ends))
     status = jnp.where(serving.trained, jnp.where(warm, jnp.where(finite, OK, FALLBACK), WARMING), COLD)
 
     changes = changes._replace(
@@ -428,7 +428,7 @@ def foretell(
         offset=_first(offset),
     )
     # What is published is what waits: rounded to half precision relative to the last value.
-    published = _first(jnp.clip(quantiles.astype(jnp.float32) * percept.scale, *percept.limits))
+    published = _first(bounds.stop(quantiles.astype(jnp.float32) * percept.scale, percept.limits))
     return changes, Forecasts(published, percept.scale, status.astype(jnp.int32), anomaly), scores
 
 

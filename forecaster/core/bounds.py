@@ -75,6 +75,16 @@ def limits(bounds: Bounds) -> tuple[Float[Array, " batch"], Float[Array, " batch
     return low, high
 
 
+def stop(quantiles: Array, ends: tuple[Float[Array, " batch"], ...]) -> Array:
+    """Quantiles that end where the series does: what is beyond or as good as there is exactly there.
+
+    Both relative to the last value and in the same units; the batch is the last axis.
+    """
+    low, high = ends
+    quantiles = jnp.where(quantiles <= low * (1 - NEAR), low, quantiles)
+    return jnp.where(quantiles >= high * (1 - NEAR), high, quantiles)
+
+
 def settle(
     fell: Float[Array, "horizon level batch"],
     waited: Float[Array, "horizon level batch"],

@@ -93,3 +93,17 @@ def test_an_outcome_on_a_bound_is_inside_of_a_quantile_that_it_stopped() -> None
     assert fell(0.5) == [0, 0, 1]
     assert fell(-1.1) == [1, 1, 1]  # beyond it
     assert fell(2.1) == [0, 0, 0]
+
+
+@given(st.lists(st.floats(-10, 10, width=32), min_size=5, max_size=5), st.floats(-5, 0), st.floats(0, 5))
+def test_what_is_stopped_is_in_order_and_inside(said: list[float], low: float, high: float) -> None:
+    ends = jnp.full(1, low), jnp.full(1, high)
+    found = bounds.stop(jnp.asarray(sorted(said), jnp.float32)[:, None], ends)[:, 0]
+    assert (np.diff(found) >= 0).all()
+    assert np.float32(low) <= found.min()
+    assert found.max() <= np.float32(high)
+
+
+def test_what_half_precision_leaves_short_of_a_bound_is_on_it() -> None:
+    ends = jnp.asarray([-5.001]), jnp.asarray([jnp.inf])
+    assert bounds.stop(jnp.asarray([[np.float16(-5.001)]], jnp.float32), ends)[0, 0] == jnp.float32(-5.001)
