@@ -181,6 +181,19 @@ def test_workers_that_are_killed_come_to_the_state_of_one_that_never_was(lines: 
     same(steady.daemon.fold, killed.daemon.fold)
 
 
+def test_partitions_that_are_taken_carefully_come_to_the_end_side_by_side(lines: tuple[Line, Line]) -> None:
+    steady, killed = lines
+    rng = random.Random(3)
+    for number in range(2):
+        send(steady, number * STRETCH, STRETCH, rng)
+        for _ in range(2 * number):  # deaths at one offset, of each partition
+            until(lambda: killed.daemon.care.knows(PARTITIONS), killed.daemon.turn)
+            killed.succeed()
+        for line in lines:
+            line.answer((number + 1) * STRETCH)
+    same(steady.daemon.fold, killed.daemon.fold)
+
+
 def test_a_swap_to_another_network_is_followed_by_who_comes_next(lines: tuple[Line, Line]) -> None:
     """Killed when all pages are past the swap it is exact; killed before, each answer is of the model of its offset."""
     steady, killed = lines

@@ -38,7 +38,7 @@ class Died(BaseException):
 
 
 class Fleet:
-    """One partition, and one worker after the other."""
+    """Two partitions, of which one stays empty, and one worker after the other."""
 
     def __init__(self, kafka: str, delivery: str, **changes: Any) -> None:
         identity = {"instance_id": "w"} if delivery == "exactly_once" else {}
@@ -46,7 +46,7 @@ class Fleet:
         quiet = {"on_start": False, "every_ticks": 0, "every_ratio": 0.0, "drift": False}
         self.config = Config(
             kafka=spec.model_copy(update={"session_timeout_s": 6}),
-            topics=fresh_topics(kafka, partitions=1),
+            topics=fresh_topics(kafka, partitions=2),
             model=SPEC,
             training=Config().training.model_copy(update=quiet),
         )

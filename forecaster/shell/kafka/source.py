@@ -26,7 +26,7 @@ from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from forecaster.errors import DataError, ForecasterError
 from forecaster.shell.kafka import joining, policy
-from forecaster.shell.kafka.batches import look_first
+from forecaster.shell.kafka.batches import free_line, look_first
 from forecaster.shell.kafka.client import connect, fatal, member_settings
 from forecaster.shell.kafka.listener import Listener
 from forecaster.shell.kafka.notes import Span
@@ -55,6 +55,7 @@ _FIELDS = itemgetter(0, 1, 3, 4, 6, 7, 8)  # of the library's record, in the ord
 _CONNECT_SLICE_S = 2.0  # the loop turns at least this often while no broker answers
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0)  # before the next client, by failures in a row
 _CALL_TIMEOUT_MS = 5_000  # for one question to the broker
+_ALONE_S = 1.0  # for the next record of one partition
 
 
 def to_records(records: Iterable[Any]) -> Iterable[Record]:
@@ -120,6 +121,7 @@ class Source:
         try:
             joining.before_poll(consumer)
             self._pass_over(consumer)
+            free_line(consumer)
             batches = consumer.poll(timeout_ms=round(timeout_s * 1000), max_records=most)
             joining.after_poll(consumer)
             records = [record for batch in batches.values() for record in to_records(batch)]
@@ -141,10 +143,14 @@ class Source:
             self._failures = 0
         return records
 
-    def poll_alone(self, partition: int, timeout_s: float = 0.0) -> Record | None:
-        """The next record of a partition that is `apart`, while all others wait; None where there is none yet."""
+    def poll_alone(self, partition: int) -> Record | None:
+        """The next record of a partition that is `apart`, while all others wait; None where there is none yet.
+
+        Waits for it where there is one: a client asks each broker one thing at a time, and forgets what came for a
+        partition that waits by then, so a look in passing would never see any.
+        """
         consumer = self._consumer
-        if consumer is None or partition not in self.epochs:
+        if consumer is None or partition not in self.epochs or not self._more(consumer, partition):
             return None
         paused = consumer.paused()
         others = [p for p in self.epochs if self._tp(p) not in paused]
@@ -152,13 +158,23 @@ class Source:
         consumer.resume(self._tp(partition))
         self._alone = partition
         try:
-            found = self.poll(timeout_s, most=1)
+            found = self.poll(_ALONE_S, most=1)
         finally:
             self._alone = None
             if self._consumer is consumer:
                 consumer.pause(*self._ours([partition]))
                 consumer.resume(*self._ours(others))
         return found[0] if found else None
+
+    def _more(self, consumer: KafkaConsumer, partition: int) -> bool:
+        """Whether the log holds what was not read yet; False where nobody answers."""
+        place, position = self._tp(partition), self.position(partition)
+        try:
+            end = consumer.end_offsets([place], timeout_ms=_CALL_TIMEOUT_MS)[place]
+        except KafkaError as error:
+            log.info("cannot ask where %s/%d ends: %s", self.topic, partition, error)
+            return False
+        return position is None or position < end
 
     def _spares(self, partition: TopicPartition, span: Span) -> bool:
         """Asked before a batch is decoded: none is spared, but one that is read alone is told of first."""
