@@ -49,7 +49,7 @@ class Line:
         delivery: str,
         ticks: TopicsSpec,
         max_staleness_s: float = 0.0,
-        interval_s: float = 0.1,
+        interval_s: float = 0.01,
     ) -> None:
         own = fresh_topics(kafka, partitions=len(PARTITIONS))
         quiet = {"on_start": False, "every_ticks": 0, "every_ratio": 0.0, "drift": False}
