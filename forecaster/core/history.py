@@ -75,9 +75,7 @@ class Slice(NamedTuple):
     time_s: NDArray[np.float64]  # (time,)
     value: NDArray[np.float64]  # (time,)
     covariates: NDArray[np.float64] | None = None  # (time, covariate), NaN: missing; None: all are
-    filled: NDArray[np.bool_] | None = (
-        None  # (time,), stands in for a tick that never came; None: nothing does
-    )
+    filled: NDArray[np.bool_] | None = None  # (time,), stands in for a tick that never came; None: none does
 
 
 class Span(NamedTuple):

@@ -63,9 +63,7 @@ class Trial(NamedTuple):
     """What was seen so far."""
 
     blocks: int = 0
-    evidence: float = (
-        0.0  # logarithm of how much likelier the blocks are from a bad model than from a good one
-    )
+    evidence: float = 0.0  # log of how much likelier the blocks are from a bad model than from a good one
     losses: Losses = Losses()  # of all blocks
 
 

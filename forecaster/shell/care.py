@@ -71,10 +71,6 @@ class Care:
         if self._source.pass_over(partition, (offset, note.behind), encode(clean)):
             self._begin(partition, note.behind, clean, careful=True)
 
-    def knows(self, partitions: Iterable[int]) -> bool:
-        """Whether the notes of all these were read, and our name is in them."""
-        return self._notes.keys() >= set(partitions)
-
     def forget(self, partitions: Iterable[int]) -> None:
         """They are not ours any more."""
         gone = set(partitions)

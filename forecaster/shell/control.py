@@ -19,6 +19,7 @@ from forecaster.shell.kafka.log import Follower, Start
 from forecaster.shell.kafka.record import Record
 from forecaster.shell.kafka.sink import Sink
 from forecaster.shell.kafka.spec import KafkaSpec
+from forecaster.shell.schema import schema_of
 
 SCHEMA = 1
 _WRITE_TIMEOUT_S = 10.0
@@ -69,14 +70,7 @@ class Answer(msgspec.Struct, frozen=True, tag_field="kind", tag="answer", kw_onl
 Message = Request | Answer
 
 
-class _Version(msgspec.Struct, frozen=True):
-    """What can be read of a message of any version."""
-
-    schema: int = 0
-
-
 _decode = msgspec.json.Decoder(Request | Answer).decode
-_schema_of = msgspec.json.Decoder(_Version).decode
 _log = structlog.get_logger(__name__)
 
 
@@ -96,10 +90,7 @@ def decode(record: Record) -> Message | None:
 
 def why_refused(record: Record) -> str:
     """Why a record is not a message for this release."""
-    try:
-        schema = _schema_of(record.value or b"").schema
-    except (msgspec.DecodeError, RecursionError):
-        schema = 0
+    schema = schema_of(record.value or b"")
     if schema > SCHEMA:
         return f"schema {schema}, this release knows up to {SCHEMA}: upgrade forecaster"
     return "neither a request nor an answer"

@@ -15,6 +15,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from forecaster.errors import BugError, DataError
+from forecaster.shell.schema import schema_of
 
 SCHEMA = 1  # of the message; raised when a reader of the old one would misread the new one
 DIGITS = 7  # of what is published, counted from the largest distance between a quantile and the last value
@@ -100,14 +101,7 @@ class Prediction(msgspec.Struct, frozen=True):
         return tuple(step[i] for step in self.quantiles)
 
 
-class _Version(msgspec.Struct, frozen=True):
-    """What can be read of a message of any version."""
-
-    schema: int
-
-
 _read = msgspec.json.Decoder(Prediction).decode
-_read_version = msgspec.json.Decoder(_Version).decode
 
 
 def decode(message: bytes) -> Prediction:
@@ -123,10 +117,7 @@ def decode(message: bytes) -> Prediction:
 
 def refuse_newer(message: bytes, schema: int = 0) -> None:
     """Raise DataError where a message is, or says that it is, of a version that this reader does not know."""
-    try:
-        schema = schema or _read_version(message).schema
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return  # it does not say
+    schema = schema or schema_of(message)
     if schema > SCHEMA:
         raise DataError(
             f"prediction of schema {schema}, this reader knows up to {SCHEMA}: upgrade forecaster"

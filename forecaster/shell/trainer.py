@@ -329,9 +329,8 @@ def newest(first: Mapping[int, int], ends: Mapping[int, int], most: int) -> dict
 def _die_with_parent() -> None:
     """Low priority, and an end when the parent ends, however it does (elsewhere than on Linux: at the end of stdin)."""
     os.nice(NICE)
-    if (
-        sys.platform == "linux"
-    ):  # a task that wakes up never waits for one that is idle, as it does for a nice one
+    if sys.platform == "linux":
+        # A task that wakes up never waits for an idle one, as it does for a nice one.
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -187,7 +187,7 @@ def test_partitions_that_are_taken_carefully_come_to_the_end_side_by_side(lines:
     for number in range(2):
         send(steady, number * STRETCH, STRETCH, rng)
         for _ in range(2 * number):  # deaths at one offset, of each partition
-            until(lambda: killed.daemon.care.knows(PARTITIONS), killed.daemon.turn)
+            until(lambda: killed.daemon.source.notes.keys() == set(PARTITIONS), killed.daemon.turn)
             killed.succeed()
         for line in lines:
             line.answer((number + 1) * STRETCH)

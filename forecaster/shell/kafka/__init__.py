@@ -13,6 +13,7 @@ Here only what costs nothing to import; the rest by its file:
     policy       where to read when nothing usable is committed
     progress     which partitions are silent
     batches      a look at each batch before it is decoded
+    parked       what came for a partition while it was paused
     unreadable   batches that no client can decode
     sink         messages out, bounded, acknowledged
     delivery     at least once: commit only what was acknowledged

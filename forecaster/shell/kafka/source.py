@@ -26,10 +26,11 @@ from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from forecaster.errors import DataError, ForecasterError
 from forecaster.shell.kafka import joining, policy
-from forecaster.shell.kafka.batches import free_line, look_first
+from forecaster.shell.kafka.batches import look_first
 from forecaster.shell.kafka.client import connect, fatal, member_settings
 from forecaster.shell.kafka.listener import Listener
 from forecaster.shell.kafka.notes import Span
+from forecaster.shell.kafka.parked import free_line
 from forecaster.shell.kafka.progress import Progress
 from forecaster.shell.kafka.record import Assigned, Change, Lost, Moved, MoveReason, Record, Revoked
 from forecaster.shell.kafka.spec import KafkaSpec
@@ -146,8 +147,8 @@ class Source:
     def poll_alone(self, partition: int) -> Record | None:
         """The next record of a partition that is `apart`, while all others wait; None where there is none yet.
 
-        Waits for it where there is one: a client asks each broker one thing at a time, and forgets what came for a
-        partition that waits by then, so a look in passing would never see any.
+        Waits for it where there is one: a client asks each broker one thing at a time, so a look in passing may find
+        it busy with what others wait for.
         """
         consumer = self._consumer
         if consumer is None or partition not in self.epochs or not self._more(consumer, partition):
