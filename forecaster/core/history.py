@@ -4,11 +4,13 @@ In come series (event times and values that went through the same grid as servin
 the inputs that serving would have made there, the targets, and whether it may be trained on or is held out. All series
 lie end to end in flat arrays, so that a window is a pair of numbers and windows may start anywhere:
 
-    series   |-- warm_up --|---------- train ----------|- horizon -|------ hold-out ------|- horizon -|
-                                  [burn_in][   span   ]                  [burn_in][ span ]
+    series   |-- warm_up --|---- train ----|- older -|---- train ----|- horizon -|------ hold-out ------|- horizon -|
+                                  [burn_in][   span   ]                                [burn_in][ span ]
     every step of a span is an origin; burn_in only settles the carry and may reach back into anything
 
-No target of a training origin lies at or after the first hold-out origin. No network and no loss live here.
+No target of a training origin lies at or after the first hold-out origin. The older stretch, where a series is long
+enough for one, is a second hold-out amid what trains, a horizon away from it on both sides: no step is target in both.
+No network and no loss live here.
 """
 
 from collections.abc import Sequence
@@ -37,6 +39,7 @@ LANES, CHUNK = 32, 256  # series side by side and steps in one call of the fold
 TARGET_CAP = 1e3  # running scales; what jumps further teaches nothing more
 WEIGHT_CAP = 10.0  # times the series' mean change; one burst must not own the loss
 FIRST_CHANGES = 8  # steps whose mean change a series is lent as its first scale
+OLDER_SHARE = 0.25  # of the length of the hold-out: what the older stretch takes
 
 PERIOD_SERIES = 48  # series in which seasons are looked for
 PERIOD_STEPS = 4096  # newest steps of each
@@ -57,7 +60,8 @@ class HistorySpec(Spec):
         0.15,
         gt=0,
         lt=0.9,
-        description="Share of each series, its newest part, that judges instead of trains.",
+        description="Share of each series, its newest part, that judges instead of trains; where a series is long"
+        " enough, a quarter as much from its middle judges too.",
     )
     max_origins: int = Field(
         100_000,
@@ -92,6 +96,8 @@ class Role(IntEnum):
     NONE = 0
     TRAIN = 1
     HOLDOUT = 2
+    OLDER = 3
+    """Neither trained on nor looked at while fitting: whether a candidate forgets is seen here."""
 
 
 class Examples(NamedTuple):
@@ -169,7 +175,7 @@ def prepare(
         target=np.where(known, target, 0.0).astype(np.float32),
         known=known,
         weight=weight.astype(np.float32),
-        role=_roles(flat, index, begin[owner], split[owner], usable, spec, model),
+        role=_roles(flat, index, owner, begin, split, end, usable, spec, model),
         begin=offsets[:-1],
         end=offsets[1:],
     )
@@ -235,19 +241,41 @@ def _usable(history: Sequence[Slice], flat: _Flat, spans: Sequence[Span]) -> NDA
 def _roles(
     flat: _Flat,
     index: Ints,
+    owner: Ints,
     begin: Ints,
     split: Ints,
+    end: Ints,
     usable: NDArray[np.bool_],
     spec: HistorySpec,
     model: ModelSpec,
 ) -> NDArray[np.int8]:
+    first = begin[owner]
     age = index - flat.begin[flat.series[index]]
-    settled = (index - begin >= spec.burn_in) | (begin == flat.begin[flat.series[index]])
+    settled = (index - first >= spec.burn_in) | (first == flat.begin[flat.series[index]])
     origin = (age + 1 >= model.warm_up) & settled & usable[index]
-    role = np.where(
-        index >= split, Role.HOLDOUT, np.where(index + model.horizon < split, Role.TRAIN, Role.NONE)
+    start, stop = (edge[owner] for edge in _older(begin, split, end, spec, model))
+    apart = (index + model.horizon < start) | (index >= stop + model.horizon)
+    role = np.select(
+        [
+            index >= split[owner],
+            (index >= start) & (index < stop),
+            apart & (index + model.horizon < split[owner]),
+        ],
+        [Role.HOLDOUT, Role.OLDER, Role.TRAIN],
+        Role.NONE,
     )
     return np.where(origin, role, Role.NONE).astype(np.int8)
+
+
+def _older(begin: Ints, split: Ints, end: Ints, spec: HistorySpec, model: ModelSpec) -> tuple[Ints, Ints]:
+    """From where to where each series' older stretch goes, in the middle of what would train.
+
+    It is empty where it would not hold a span, or cost training more around it than in it or more than a quarter.
+    """
+    length = ((end - split) * OLDER_SHARE).astype(np.int64)
+    enough = (length >= max(spec.span, 2 * model.horizon)) & (4 * length <= split - begin)
+    start = np.where(enough, (begin + split - length) // 2, split)
+    return start, np.where(enough, start + length, split)
 
 
 def _mean_change(flat: _Flat, begin: int, end: int) -> float:
@@ -360,7 +388,7 @@ def find_periods(history: Sequence[Slice], spec: HistorySpec) -> NDArray[np.int3
 
     A season of a series is a length at which the values one period apart differ clearly less than those half a period
     apart and those NAIVE_STEPS apart. Of all that any series shows, those are taken, one after the other, that most
-    lower the costs of the best two of each series. Hold-outs are not looked at.
+    lower the costs of the best two of each series. The newest part of each, which judges, is not looked at.
     """
     periods = np.zeros(features.SEASONS, np.int32)
     longest = sorted(history, key=lambda part: -len(part.value))

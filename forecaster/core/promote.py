@@ -30,12 +30,19 @@ from forecaster.core.train import (
     last_value_loss,
 )
 
+STILL_SHARE = 0.1  # of the loss on the newest part: where less is at stake, little is forgotten
+
 
 class PromoteSpec(Spec):
     """What a candidate has to show."""
 
     margin_ratio: float = Field(
         0.002, ge=0, lt=1, description="Share by which a candidate has to beat the serving model's loss."
+    )
+    forget_ratio: float = Field(
+        0.2,
+        ge=0,
+        description="Share by which its loss on an older stretch may exceed the serving model's, beyond what it gains.",
     )
 
 
@@ -48,6 +55,8 @@ class Reason(StrEnum):
     REPLACES = "replaces"
     """What serves has another shape than configured and cannot go on; this one beats the last value."""
     NOT_BETTER = "not_better"
+    FORGETS = "forgets"
+    """Better on the newest part, and worse by more than that on the older stretch."""
     WORSE_THAN_LAST_VALUE = "worse_than_last_value"
     NON_FINITE = "non_finite"
 
@@ -61,6 +70,8 @@ class Losses(NamedTuple):
     candidate: float
     last_value: float
     serving: float | None
+    older_candidate: float | None = None  # on the older stretch, where there is one and a model serves
+    older_serving: float | None = None
 
 
 class Decision(NamedTuple):
@@ -81,7 +92,7 @@ class Retrained(NamedTuple):
     model: Model
     decision: Decision
     fit: Fit
-    origins: dict[str, int]  # trained on and judged on
+    origins: dict[str, int]  # trained on and judged on, by role
 
 
 def decide(losses: Losses, spec: PromoteSpec, *, replaces: bool = False) -> Decision:
@@ -100,8 +111,22 @@ def decide(losses: Losses, spec: PromoteSpec, *, replaces: bool = False) -> Deci
         return Decision(Reason.WORSE_THAN_LAST_VALUE, losses)
     if losses.serving is None:
         return Decision(Reason.REPLACES if replaces else Reason.FIRST, losses)
-    better = not isfinite(losses.serving) or losses.candidate < losses.serving * (1 - spec.margin_ratio)
-    return Decision(Reason.BETTER if better else Reason.NOT_BETTER, losses)
+    if not isfinite(losses.serving):
+        return Decision(Reason.BETTER, losses)
+    if losses.candidate >= losses.serving * (1 - spec.margin_ratio):
+        return Decision(Reason.NOT_BETTER, losses)
+    return Decision(Reason.FORGETS if _forgets(losses, spec) else Reason.BETTER, losses)
+
+
+def _forgets(losses: Losses, spec: PromoteSpec) -> bool:
+    """Whether more is lost on the older stretch than gained on the newest, by more than is allowed."""
+    if losses.serving is None or losses.older_candidate is None or losses.older_serving is None:
+        return False
+    if not isfinite(losses.older_serving):
+        return False
+    gain = 1 - losses.candidate / losses.serving
+    worth = max(losses.older_serving, STILL_SHARE * losses.serving)
+    return not (losses.older_candidate - losses.older_serving) / worth <= gain + spec.forget_ratio
 
 
 def retrain(
@@ -134,12 +159,16 @@ def retrain(
         same = np.array_equal(theirs, periods)
         return examples if same else prepare(history, spec, shape, theirs, spans, spec.seed)
 
-    losses = Losses(
-        candidate=holdout_loss(fitted.model, examples, spec),
-        last_value=last_value_loss(examples, spec, shape),
-        serving=holdout_loss(serving, seen_by(serving), spec) if serving and comparable else None,
-    )
-    origins = {role.name.lower(): examples.count(role) for role in (Role.TRAIN, Role.HOLDOUT)}
+    losses = Losses(holdout_loss(fitted.model, examples, spec), last_value_loss(examples, spec, shape), None)
+    origins = {role.name.lower(): examples.count(role) for role in (Role.TRAIN, Role.HOLDOUT, Role.OLDER)}
+    if serving and comparable:
+        theirs = seen_by(serving)
+        losses = losses._replace(serving=holdout_loss(serving, theirs, spec))
+        if origins["older"]:
+            losses = losses._replace(
+                older_candidate=holdout_loss(fitted.model, examples, spec, Role.OLDER),
+                older_serving=holdout_loss(serving, theirs, spec, Role.OLDER),
+            )
     decision = decide(
         losses, promote or PromoteSpec.model_validate({}), replaces=serving is not None and not comparable
     )

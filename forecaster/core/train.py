@@ -213,12 +213,12 @@ def change_quantiles(examples: Examples, shape: ModelSpec) -> np.ndarray:
 # --- the hold-out -------------------------------------------------------------------------------------
 
 
-def holdout_windows(examples: Examples, spec: HistorySpec) -> np.ndarray:
+def holdout_windows(examples: Examples, spec: HistorySpec, role: Role = Role.HOLDOUT) -> np.ndarray:
     """Index of the first origin of each window that covers the hold-outs, sampled when there are too many."""
     starts = [
         np.arange(rows[0], rows[-1] + 1, spec.span)
         for begin, end in zip(examples.begin, examples.end, strict=True)
-        if len(rows := begin + np.flatnonzero(examples.role[begin:end] == Role.HOLDOUT))
+        if len(rows := begin + np.flatnonzero(examples.role[begin:end] == role))
     ]
     windows = np.concatenate(starts) if starts else np.zeros(0, np.int64)
     if len(windows) > HOLDOUT_WINDOWS:
@@ -226,10 +226,10 @@ def holdout_windows(examples: Examples, spec: HistorySpec) -> np.ndarray:
     return windows
 
 
-def holdout_loss(fitted: Model, examples: Examples, spec: TrainSpec) -> float:
+def holdout_loss(fitted: Model, examples: Examples, spec: TrainSpec, role: Role = Role.HOLDOUT) -> float:
     """Pinball loss on the hold-out, in units of each series' mean change; mean of the series. NaN without any."""
-    windows = holdout_windows(examples, spec)
-    return _loss(_flat(fitted.params), _pool(examples), windows, examples, spec, fitted.spec)
+    windows = holdout_windows(examples, spec, role)
+    return _loss(_flat(fitted.params), _pool(examples), windows, examples, spec, fitted.spec, role)
 
 
 def last_value_loss(examples: Examples, spec: TrainSpec, shape: ModelSpec) -> float:
@@ -267,10 +267,11 @@ def _loss(
     examples: Examples,
     spec: TrainSpec,
     shape: ModelSpec,
+    role: Role = Role.HOLDOUT,
 ) -> float:
     padded = np.full((_roomy(-(-len(windows) // spec.batch)), spec.batch), len(examples.role), np.int32)
     padded.reshape(-1)[: len(windows)] = windows
-    loss, count = _evaluate(params, pool, jnp.asarray(padded), spec=spec, shape=shape)
+    loss, count = _evaluate(params, pool, jnp.asarray(padded), jnp.int8(role), spec=spec, shape=shape)
     n = len(windows)
     return _mean_of_series(np.asarray(loss).ravel()[:n], np.asarray(count).ravel()[:n], windows, examples)
 
@@ -427,18 +428,18 @@ def _train(
 
 @partial(jax.jit, static_argnames=("spec", "shape"))
 def _evaluate(
-    flat: Array, pool: _Pool, windows: Array, *, spec: TrainSpec, shape: ModelSpec
+    flat: Array, pool: _Pool, windows: Array, role: Array, *, spec: TrainSpec, shape: ModelSpec
 ) -> tuple[Array, Array]:
     """Summed loss and number of targets of each window; `windows` (batch, window), one batch at a time."""
     params = _params(flat, shape)
-    return jax.lax.map(lambda batch: _pinball(params, pool, batch, Role.HOLDOUT, spec, shape, None), windows)
+    return jax.lax.map(lambda batch: _pinball(params, pool, batch, role, spec, shape, None), windows)
 
 
 def _pinball(
     params: Params,
     pool: _Pool,
     windows: Float[Array, " window"],
-    role: Role,
+    role: Role | Array,
     spec: TrainSpec,
     shape: ModelSpec,
     key: Array | None,

@@ -281,16 +281,24 @@ def _shares(study: Study) -> str:
 
 
 def _retrains(study: Study) -> str:
-    head = ("at tick", "decision", "candidate", "serving", "last value", "seconds")
+    judged = ("candidate", "serving", "last_value", "older_candidate", "older_serving")
+    head = (
+        "at tick",
+        "decision",
+        *(name.replace("_", " ").replace("older", "older:") for name in judged),
+        "seconds",
+    )
     rows = []
     for verdict in study.verdicts:
         css = "good" if results.promoted(verdict) else "meh"
         word = f'<span class="{css}">{escape(results.outcome(verdict).replace("_", " "))}</span>'
-        losses = (_number(loss) for loss in results.losses(verdict).values())
-        rows.append(_row(f"{verdict.offset:,}", word, *losses, f"{verdict.seconds:.0f}"))
+        losses = results.losses(verdict)
+        numbers = (_number(losses[name]) for name in judged)
+        rows.append(_row(f"{verdict.offset:,}", word, *numbers, f"{verdict.seconds:.0f}"))
     return _table(head, rows) + (
-        '<p class="note">Losses on the hold-out, the newest part of each series; a candidate serves only if it beats '
-        "both others.</p>"
+        '<p class="note">Losses on the hold-out, the newest part of each series by then; a candidate serves only if it '
+        "beats both others there. Older: on a stretch amid the history of long series, where it must not be much worse "
+        "than what serves.</p>"
     )
 
 

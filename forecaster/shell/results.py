@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from forecaster.core import experts
-from forecaster.core.promote import Decision
+from forecaster.core.promote import Decision, Losses
 from forecaster.shell.backtest import Verdict
 from forecaster.shell.evaluate import Study
 from forecaster.shell.scoring import Score
@@ -60,10 +60,10 @@ def promoted(verdict: Verdict) -> bool:
 
 
 def losses(verdict: Verdict) -> dict[str, float | None]:
-    """On the hold-out: of candidate, serving model and last value."""
+    """By what was judged: on the hold-out, and on the older stretch. None where nothing was."""
     decision = verdict.decision
     found: dict[str, float | None] = decision.losses._asdict() if isinstance(decision, Decision) else {}
-    return {name: found.get(name) for name in ("candidate", "serving", "last_value")}
+    return {name: found.get(name) for name in Losses._fields}
 
 
 def write(studies: Sequence[Study], folder: Path) -> None:

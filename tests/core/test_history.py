@@ -126,6 +126,55 @@ def test_a_season_shorter_than_the_horizon_is_read_as_many_cycles_back_as_needed
     np.testing.assert_allclose(season, squashed(change), rtol=1e-3, atol=1e-3)
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 600), min_size=1, max_size=3),
+    horizon=st.sampled_from([3, 13]),
+    span=st.integers(1, 40),
+    ratio=st.floats(0.05, 0.8),
+    seed=st.integers(0, 100),
+)
+def test_no_step_is_target_both_in_training_and_in_a_holdout(
+    lengths: list[int], horizon: int, span: int, ratio: float, seed: int
+) -> None:
+    shape = SHAPE.model_copy(update={"horizon": horizon})
+    spec = SPEC.model_copy(update={"span": span, "holdout_ratio": ratio, "max_origins": 800})
+    history = [walk(n, seed + i, f"s{i}") for i, n in enumerate(lengths)]
+    examples = prepare(history, spec, shape, NO_PERIODS)
+
+    def targets(role: Role) -> set[int]:
+        origin, ahead = np.nonzero((examples.role == role)[:, None] & examples.known)
+        return set((origin + 1 + ahead).tolist())
+
+    assert not targets(Role.TRAIN) & (targets(Role.OLDER) | targets(Role.HOLDOUT))
+    for begin, end in zip(examples.begin, examples.end, strict=True):
+        older = np.flatnonzero(examples.role[begin:end] == Role.OLDER)
+        newest = int((examples.role[begin:end] == Role.HOLDOUT).sum())
+        if len(older):
+            assert len(older) == older[-1] - older[0] + 1 >= span
+            assert len(older) <= 0.25 * newest < newest
+            after = np.flatnonzero(examples.role[begin:end] == Role.TRAIN) > older[-1]
+            assert after.any()
+            assert not after.all()
+
+
+def test_an_older_stretch_lies_in_the_middle_of_what_trains() -> None:
+    """By hand: 400 steps, 100 of them held out, 25 amid the other 300, three steps to keep clear on either side."""
+    examples = prepare([walk(400)], SPEC, SHAPE, NO_PERIODS)
+    n, t, o, h = Role.NONE, Role.TRAIN, Role.OLDER, Role.HOLDOUT
+    expected = [n] * 3 + [t] * 131 + [n] * 3 + [o] * 25 + [n] * 3 + [t] * 132 + [n] * 3 + [h] * 100
+    assert examples.role.tolist() == expected
+
+
+@pytest.mark.parametrize(("steps", "span", "horizon"), [(120, 8, 3), (400, 26, 3), (400, 8, 13)])
+def test_a_short_history_has_no_older_stretch(steps: int, span: int, horizon: int) -> None:
+    shape = SHAPE.model_copy(update={"horizon": horizon})
+    examples = prepare([walk(steps)], SPEC.model_copy(update={"span": span}), shape, NO_PERIODS)
+    assert not examples.count(Role.OLDER)
+    longer = prepare([walk(steps + 16)], SPEC.model_copy(update={"span": span}), shape, NO_PERIODS)
+    assert longer.count(Role.OLDER)
+
+
 def lent_right(part: Slice, shape: ModelSpec) -> Slice:
     """Moved to where the scale that serving lends a first series is the one that training lends it."""
     changes = np.abs(np.diff(part.value[:8])).mean()

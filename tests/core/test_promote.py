@@ -45,6 +45,30 @@ def test_what_cannot_be_compared_is_replaced_by_what_beats_the_last_value() -> N
     assert not decide(Losses(1.1, 1.0, None), SPEC, replaces=True).promote
 
 
+@pytest.mark.parametrize(
+    ("newest", "older", "reason"),
+    [
+        ((0.70, 0.80), (0.70, 0.70), Reason.BETTER),
+        ((0.70, 0.80), (0.85, 0.70), Reason.BETTER),  # 21 % worse, but 12.5 % better and 10 % allowed
+        ((0.70, 0.80), (0.86, 0.70), Reason.FORGETS),
+        ((0.79, 0.80), (0.78, 0.70), Reason.FORGETS),
+        ((0.80, 0.80), (0.50, 0.70), Reason.NOT_BETTER),  # what it knows of old does not promote it
+        ((0.40, 2.00), (1.10, 0.70), Reason.BETTER),  # the world has changed for good
+        ((0.70, 0.80), (0.02, 0.01), Reason.BETTER),  # next to nothing moved there
+        ((0.70, 0.80), (float("nan"), 0.70), Reason.FORGETS),
+        ((0.70, 0.80), (0.70, float("nan")), Reason.BETTER),
+        ((0.70, float("nan")), (0.90, 0.70), Reason.BETTER),
+    ],
+)
+def test_who_loses_more_on_the_older_stretch_than_is_gained_forgets(
+    newest: tuple[float, float], older: tuple[float, float], reason: Reason
+) -> None:
+    candidate, serving = newest
+    decision = decide(Losses(candidate, 1.0, serving, *older), PromoteSpec(forget_ratio=0.1))
+    assert decision.reason is reason
+    assert decision.promote == (reason is Reason.BETTER)
+
+
 def sines(steps: int = 400, series: int = 6) -> list[Slice]:
     """A daily cycle by the hour, in noise, at very different magnitudes."""
     rng = np.random.default_rng(3)
@@ -120,6 +144,28 @@ def test_a_planted_worse_model_is_replaced() -> None:
     result = retrain(sines(), TRAIN, SHAPE, SPEC, planted)
     assert isinstance(result, Retrained)
     assert result.decision.reason is Reason.BETTER
+
+
+@pytest.mark.slow
+def test_a_candidate_that_never_saw_what_the_serving_model_knows_is_refused() -> None:
+    """Cycles only where the older stretch is, which the serving model was made for; noise everywhere else."""
+    rng = np.random.default_rng(6)
+    noises = [part._replace(value=rng.normal(size=400)) for part in sines()]
+    train = TRAIN.model_copy(update={"holdout_ratio": 0.35, "warm_start": False})
+    older = slice(
+        112, 148
+    )  # of 260 steps that train, a quarter of 140 in the middle, and what cannot be trained on
+    history = []
+    for cycle, noise in zip(sines(), noises, strict=True):
+        value = noise.value.copy()
+        value[older] = 3 * ((cycle.value - cycle.value.mean()) / cycle.value.std())[older]
+        history.append(noise._replace(value=value))
+    result = retrain(history, train, SHAPE, SPEC, serving(first().model))
+    assert isinstance(result, Retrained)
+    assert result.decision.reason is Reason.FORGETS
+    assert result.origins["older"] == 35 * len(history)
+    generous = PromoteSpec(forget_ratio=100.0)
+    assert decide(result.decision.losses, generous).reason is Reason.BETTER
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ def test_files_carry_the_scores(studies: list[Study], tmp_path: Path) -> None:
         "at": 160,
         "outcome": "diverged",
         "promoted": False,
-        "losses": {"candidate": None, "serving": None, "last_value": None},
+        "losses": dict.fromkeys(Losses._fields),
         "seconds": 1.5,
     }
     ratios = [s.scorer.overall().relative_sql for s in studies]
