@@ -22,7 +22,7 @@ from forecaster.errors import DataError
 from forecaster.shell.backtest import Part, Verdict, backtest
 from forecaster.shell.pipeline import mean_weights
 from forecaster.shell.replay import read_ticks
-from forecaster.shell.scoring import Scorer
+from forecaster.shell.scoring import RENEWED_EVERY, Scorer
 
 FANS = 6  # series whose last forecasts are kept for the picture
 FAN_SPANS = 9  # horizons of each that it shows
@@ -118,8 +118,12 @@ def evaluate(path: Path, config: Config, warm_up: float, folder: Path, tell: Tel
 
 
 def _take(study: Study, part: Part) -> None:
-    issued = part.issued
-    study.scorer.add(part.done, issued.series, issued.last, issued.offset)
+    issued, total = part.issued, len(part.issued.series)
+    piece = RENEWED_EVERY * study.series
+    for start in range(0, total, piece):
+        some = slice(start, start + piece)
+        at = part.done - max(total - some.stop, 0)
+        study.scorer.add(at, issued.series[some], issued.last[some], issued.offset[some])
     if part.shares is not None:
         study.shares.append((part.done, part.shares))
     for status, n in enumerate(np.bincount(issued.status, minlength=len(STATUSES)).tolist()):

@@ -14,12 +14,16 @@ import numpy as np
 
 from forecaster.core import experts
 from forecaster.shell import results
+from forecaster.shell.backtest import Verdict
 from forecaster.shell.charts import Plot, percent, short, span
 from forecaster.shell.evaluate import Origin, Study
 from forecaster.shell.scoring import Moment, Score
 
 BINS = 40  # points of a curve over time
 MOST_SERIES = 400  # rows of the table by series
+MOST_RETRAINS = 40  # of which a picture is drawn
+SOON_S = 3600.0  # times less apart are told to the second
+LEAST_SKILL = -0.02, 0.1  # what the axis of skill always shows, or next to nothing would look like a lot
 
 
 def page(studies: Sequence[Study]) -> str:
@@ -47,7 +51,7 @@ def _lead(studies: Sequence[Study]) -> str:
     gain = 1 - total.relative_sql
     than = f"{_share(abs(gain))} {'less' if gain >= 0 else 'more'} loss than the last value"
     return (
-        f'<p class="lead">{forecasts:,} forecasts on {sets}: <strong>{than}</strong>; the 80 % interval held '
+        f'<p class="lead">{forecasts:,} forecasts on {sets}: <strong>{than}</strong>; the {percent(0.8)} interval held '
         f"<strong>{_share(total.coverage_80)}</strong> of what came.</p>\n"
     )
 
@@ -80,7 +84,7 @@ def _overview(studies: Sequence[Study]) -> str:
     return _table(head, rows) + (
         '<p class="note">sQL: twice the pinball loss, mean over levels and steps, in units of a series\u2019 mean '
         "absolute change. Relative: over that of the last value with the quantiles of its own errors; below 1 is "
-        "better. 80 %, 60 %: share of what came inside the interval.</p>"
+        f"better. {percent(0.8)}, {percent(0.6)}: share of what came inside the interval.</p>"
     )
 
 
@@ -108,8 +112,11 @@ def _dataset(study: Study) -> str:
         f"<small>{escape(more)}</small></div>"
         for name, value, more in cards
     )
+    by_series = study.scorer.by_series()
     fans = "".join(
-        _figure(name, _fan(study, origins)) for name, origins in study.fans.items() if len(origins) > 1
+        _figure(name, _fan(study, origins) + _in_words(by_series.get(name)))
+        for name, origins in study.fans.items()
+        if len(origins) > 1
     )
     return (
         f'<section id="{_anchor(study)}">\n<h2>{escape(study.dataset)}</h2>\n<div class="cards">{shown}</div>\n'
@@ -118,7 +125,8 @@ def _dataset(study: Study) -> str:
         f'<h3>How far ahead, how good</h3>\n<div class="grid2">{_by_horizon(study)}</div>\n'
         f'<h3>Whether the intervals keep their word</h3>\n<div class="grid2">{_reliability(study)}</div>\n'
         f'<h3>Over time</h3>\n<div class="grid2">{_over_time(study)}</div>\n'
-        f"<h3>What each retrain decided</h3>\n{_retrains(study)}\n{_by_series(study)}\n</section>"
+        f'<h3>What each retrain decided</h3>\n<div class="grid2">{_losses(study)}</div>{_retrains(study)}\n'
+        f"{_by_series(study)}\n</section>"
     )
 
 
@@ -130,6 +138,14 @@ def _fan_key(study: Study) -> str:
         f"quantiles from {outer}. The line through all of them is what came; "
         "beyond its end nothing has come yet.</p>"
     )
+
+
+def _in_words(score: Score | None) -> str:
+    """What a series came to, below its fans."""
+    if score is None:
+        return '<p class="ends"><span>never moved in the warm-up: not judged</span></p>'
+    held = f"the {percent(0.8)} interval held {_share(score.coverage_80)}"
+    return f'<p class="ends"><span>skill {_share(score.skill)}</span><span>{held}</span></p>'
 
 
 def _fan(study: Study, origins: Sequence[Origin]) -> str:
@@ -148,8 +164,10 @@ def _fan(study: Study, origins: Sequence[Origin]) -> str:
             plot.band(xs, lower, upper, "fan")
         plot.line(xs, [values[at], *fans[at][:, edges[0]].tolist()], "median")
     plot.line(range(len(steps)), values, "ink")
+    apart_s = steps[-1].time_s - steps[0].time_s
     return plot.svg("forecasts as fans, and what came") + (
-        f'<p class="ends"><span>{_when(steps[0].time_s)}</span><span>{_when(steps[-1].time_s)}</span></p>'
+        f'<p class="ends"><span>{_when(steps[0].time_s, apart_s)}</span>'
+        f"<span>{_when(steps[-1].time_s, apart_s)}</span></p>"
     )
 
 
@@ -172,7 +190,7 @@ def _by_horizon(study: Study) -> str:
         ((h, v, f"{h} ahead, last value: {_number(v)}") for h, v in zip(steps, last, strict=True)), "other"
     )
     gain = [s.skill for s in scores]
-    skill = Plot(x, span([0.0, *gain])).axes("steps ahead", "skill", y_format=percent, x_ticks=at)
+    skill = Plot(x, span([*LEAST_SKILL, *gain])).axes("steps ahead", "skill", y_format=percent, x_ticks=at)
     for h, value in zip(steps, gain, strict=True):
         skill.bar(h - 0.35, h + 0.35, value, "main" if value >= 0 else "bad", f"{h} ahead: {percent(value)}")
     return _figure(
@@ -214,7 +232,11 @@ def _reliability(study: Study) -> str:
     pit.rule(1.0)
     return _figure(
         "Reliability: on the diagonal, quantiles are what they are called", diagram.svg("reliability"), key
-    ) + _figure("PIT histogram: flat is honest, a hump too wide, a bowl too narrow", pit.svg("PIT histogram"))
+    ) + _figure(
+        "PIT histogram: flat is honest",
+        pit.svg("PIT histogram"),
+        (("main", "a hump: forecasts too wide, a bowl: too narrow"), ("target", "exact")),
+    )
 
 
 def _over_time(study: Study) -> str:
@@ -230,19 +252,19 @@ def _over_time(study: Study) -> str:
     last = [sum(m.last_loss for m in group) for group in picked]
     loss = [sum(m.loss for m in group) for group in picked]
     gain = [1 - a / b if b else math.nan for a, b in zip(loss, last, strict=True)]
-    low, high = span([0.0, *gain])
+    low, high = span([*LEAST_SKILL, *gain])
     skill = Plot(x, (max(low, -1.0), high)).axes("ticks taken in", "skill", y_format=percent)
     skill.rule(0.0).line(at, gain, "main")
     for plot in (coverage, skill):
         for verdict in study.verdicts:
-            css = "kept" if results.promoted(verdict) else "refused"
-            plot.mark(max(float(verdict.offset), x[0]), css, f"retrain: {results.outcome(verdict)}")
-    marks = (("kept", "candidate kept"), ("refused", "refused"))
+            at_tick = max(float(verdict.offset), x[0])
+            plot.mark(at_tick, _fate(verdict), f"retrain: {results.outcome(verdict)}")
+    marks = (("kept", "candidate serves from here on"), ("refused", "candidate refused"))
     return (
         _figure(
-            "Coverage of the 80 % and 60 % intervals",
+            f"Coverage of the {percent(0.8)} and {percent(0.6)} intervals",
             coverage.svg("coverage over time"),
-            (("main", "80 %"), ("other", "60 %")),
+            (("main", percent(0.8)), ("other", percent(0.6)), *marks),
         )
         + _figure("Skill against the last value", skill.svg("skill over time"), marks)
         + _shares(study)
@@ -280,25 +302,62 @@ def _shares(study: Study) -> str:
     )
 
 
-def _retrains(study: Study) -> str:
-    judged = ("candidate", "serving", "last_value", "older_candidate", "older_serving")
-    head = (
-        "at tick",
-        "decision",
-        *(name.replace("_", " ").replace("older", "older:") for name in judged),
-        "seconds",
+def _losses(study: Study) -> str:
+    """What was judged at each retrain, side by side; the lowest is to serve."""
+    judged = [(v, results.losses(v)) for v in study.verdicts if results.losses(v)["candidate"] is not None]
+    judged = judged[-MOST_RETRAINS:]
+    if not judged:
+        return ""
+    heights = [loss for _, losses in judged for loss in losses.values() if loss is not None]
+    plot = Plot((0.5, len(judged) + 0.5), (0.0, span(heights)[1]), width=1080).axes(
+        "retrain, at tick",
+        "loss on the hold-out",
+        x_format=lambda at: f"{judged[round(at) - 1][0].offset:,}",
+        x_ticks=range(1, len(judged) + 1, -(-len(judged) // 12)),
     )
+    names = {"last_value": "last value", "serving": "serving model", "candidate": "candidate"}
+    wide = min(0.26, 0.06 * len(judged))
+    for at, (verdict, losses) in enumerate(judged, start=1):
+        bars = (("last_value", "other"), ("serving", "near"), ("candidate", _fate(verdict)))
+        for place, (name, css) in enumerate(bars):
+            if (loss := losses[name]) is not None:
+                left = at + (place - 1.5) * wide
+                note = f"{names[name]}: {_number(loss)}; {results.outcome(verdict)}"
+                plot.bar(left, left + 0.92 * wide, loss, css, note)
+    key = (
+        ("other", "last value"),
+        ("near", "serving model"),
+        ("kept", "candidate, serves from here on"),
+        ("refused", "candidate, refused"),
+    )
+    return _figure(
+        "Loss on the hold-out: the candidate has to beat both", plot.svg("retrains"), key, "across"
+    )
+
+
+def _fate(verdict: Verdict) -> str:
+    return "kept" if results.promoted(verdict) else "refused"
+
+
+def _retrains(study: Study) -> str:
+    found = [results.losses(verdict) for verdict in study.verdicts]
+    older = any(losses["older_serving"] is not None for losses in found)
+    judged = ("candidate", "serving", "last_value", *(("older_candidate", "older_serving") if older else ()))
+    titles = (name.replace("_", " ").replace("older", "older:") for name in judged)
     rows = []
-    for verdict in study.verdicts:
+    for verdict, losses in zip(study.verdicts, found, strict=True):
         css = "good" if results.promoted(verdict) else "meh"
         word = f'<span class="{css}">{escape(results.outcome(verdict).replace("_", " "))}</span>'
-        losses = results.losses(verdict)
         numbers = (_number(losses[name]) for name in judged)
         rows.append(_row(f"{verdict.offset:,}", word, *numbers, f"{verdict.seconds:.0f}"))
-    return _table(head, rows) + (
+    there = (
+        " Older: on a stretch amid the history of long series, where it must not be much worse than what serves."
+        if older
+        else ""
+    )
+    return _table(("at tick", "decision", *titles, "seconds"), rows, "decisions") + (
         '<p class="note">Losses on the hold-out, the newest part of each series by then; a candidate serves only if it '
-        "beats both others there. Older: on a stretch amid the history of long series, where it must not be much worse "
-        "than what serves.</p>"
+        f"beats both others there.{there}</p>"
     )
 
 
@@ -333,9 +392,11 @@ def _figure(title: str, drawing: str, key: Iterable[tuple[str, str]] = (), css: 
     return f"<figure{which}><figcaption>{escape(title)}</figcaption>{drawing}{legend}</figure>"
 
 
-def _table(head: Iterable[str], rows: Iterable[str]) -> str:
+def _table(head: Iterable[str], rows: Iterable[str], css: str = "") -> str:
+    which = f' class="{css}"' if css else ""
     cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    body = f"<thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="wide"><table{which}>{body}</table></div>'
 
 
 def _row(*cells: str) -> str:
@@ -347,16 +408,19 @@ def _number(value: float | None) -> str:
 
 
 def _share(value: float) -> str:
-    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%" if math.isfinite(value) else "\N{EN DASH}"
+    text = f"{100 * value:.1f}\N{NO-BREAK SPACE}%".replace("-", "\N{MINUS SIGN}")
+    return text if math.isfinite(value) else "\N{EN DASH}"
 
 
 def _anchor(study: Study) -> str:
     return "set-" + "".join(c if c.isalnum() else "-" for c in study.dataset)
 
 
-def _when(time_s: float) -> str:
+def _when(time_s: float, apart_s: float) -> str:
+    """A time, to the second where the other end is near."""
     try:
-        return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M")
+        near = ":%S" if apart_s < SOON_S else ""
+        return datetime.fromtimestamp(time_s, UTC).strftime(f"%Y-%m-%d %H:%M{near}")
     except (ValueError, OverflowError, OSError):
         return short(time_s)
 
@@ -375,18 +439,18 @@ h1 { font-size: 2rem; margin: 0; letter-spacing: -0.02em; }
 h2 { font-size: 1.5rem; margin: 3rem 0 0.75rem; border-top: 1px solid var(--rule); padding-top: 1.5rem; }
 h3 { font-size: 1.05rem; margin: 2rem 0 0.5rem; }
 a { color: var(--main); text-decoration: none; } a:hover { text-decoration: underline; }
-nav a { margin-right: 1rem; }
+nav { margin: 0 0 0.8rem; } nav a { margin-right: 1rem; }
 .lead { font-size: 1.15rem; color: var(--soft); max-width: 46rem; margin: 0.4rem 0 1rem; }
 .lead strong { color: var(--ink); }
 .note { color: var(--soft); font-size: 0.85rem; max-width: 52rem; margin: 0.4rem 0 0.8rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 0.8rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 0.8rem; }
 .card, figure { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
 .card { padding: 0.8rem 1rem; } .card span, .card small { color: var(--soft); display: block; }
 .card strong { font-size: 1.6rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 .grid2 { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0.9rem; }
-.grid3 { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 0.9rem; }
-figure { margin: 0; padding: 0.8rem 0.9rem; min-width: 0; }
-.across { grid-column: 1 / -1; }
+.grid3 { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 0.9rem; }
+figure { margin: 0; padding: 0.8rem 0.9rem; min-width: 0; max-width: 37rem; }
+.across { grid-column: 1 / -1; max-width: none; }
 figcaption { font-weight: 600; font-size: 0.9rem; margin-bottom: 0.4rem; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; }
 .ends { display: flex; justify-content: space-between; margin: 0; color: var(--soft); font-size: 0.75rem; }
@@ -394,10 +458,11 @@ svg { display: block; width: 100%; height: auto; }
 .key { margin-right: 1rem; white-space: nowrap; }
 .key::before { content: ""; display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px;
   margin-right: 0.4em; vertical-align: -0.05em; background: var(--c, var(--main)); }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin-top: 0.6rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
 th, td { text-align: right; padding: 0.35rem 0.6rem; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th { color: var(--soft); font-weight: 500; } th:first-child, td:first-child { text-align: left; }
+.decisions :is(th, td):nth-child(2) { text-align: left; }
 .good { color: var(--good); font-weight: 600; } .meh { color: var(--soft); }
 details { margin-top: 1.5rem; } summary { cursor: pointer; color: var(--main); margin-bottom: 0.5rem; }
 .grid { stroke: var(--rule); fill: none; } .number { fill: var(--soft); font-size: 10.5px; }
@@ -410,7 +475,10 @@ details { margin-top: 1.5rem; } summary { cursor: pointer; color: var(--main); m
 .line { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; }
 .line.target { stroke-dasharray: 4 4; stroke-width: 1; } .line.ink { stroke-width: 1.4; }
 .line.median { stroke-width: 1.2; } .line.near, .line.far { stroke-width: 1.2; }
-.area { fill: var(--c); } .area.fan { fill-opacity: 0.13; } .area.main, .area.bad { fill-opacity: 0.8; }
+.area { fill: var(--c); } .area.fan { fill-opacity: 0.13; }
+.area:is(.main, .bad, .near, .other, .kept, .refused) { fill-opacity: 0.8; }
 .dot { fill: var(--c); } .mark { stroke: var(--c); stroke-width: 1.2; } .mark.refused { stroke-dasharray: 2 3; }
+@media (max-width: 40rem) { .grid2 .number { font-size: 15px; } .grid2 .label { font-size: 13px; }
+  .across { overflow-x: auto; } .across svg { min-width: 44rem; } .across .number, .across .label { font-size: 13px; } }
 @media print { figure, .card { break-inside: avoid; } }
 """

@@ -102,6 +102,42 @@ def test_the_page_tells_scores_and_decisions(studies: list[Study]) -> None:
         assert word in text
 
 
+def test_each_retrain_is_drawn_with_what_was_judged_and_whether_it_serves() -> None:
+    made = study()
+    forgot = Decision(Reason.FORGETS, Losses(0.7, 1.0, 0.8, 0.9, 0.6))
+    made.verdicts.append(Verdict(200, "v-200", forgot, 2.0))
+    root = body(report.page([made]))
+    (drawing,) = (svg for svg in root.iter("svg") if svg.get("aria-label") == "retrains")
+    bars = {bar.get("class"): [note.text or "" for note in bar] for bar in drawing.iter("rect")}
+    assert bars["area kept"] == ["candidate: 0.800; first"]
+    assert bars["area refused"] == ["candidate: 0.700; forgets"]
+    assert bars["area near"] == ["serving model: 0.800; forgets"]
+    heights = [float(bar.get("height") or 0) for bar in drawing.iter("rect")]
+    assert heights[0] / heights[1] == pytest.approx(
+        1.0 / 0.8, abs=0.01
+    )  # last value and candidate of the first
+    (table,) = (table for table in root.iter("table") if table.get("class") == "decisions")
+    cells = [[cell.text or "".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
+    assert cells[0] == [
+        *("at tick", "decision", "candidate", "serving", "last value", "older: candidate", "older: serving"),
+        "seconds",
+    ]
+    assert cells[3] == ["200", "forgets", "0.700", "0.800", "1.000", "0.900", "0.600", "2"]
+
+
+def test_skill_near_nothing_looks_like_nothing(studies: list[Study]) -> None:
+    """A bar of 1 % or less is at most a tenth of the drawing."""
+    gains = [score.skill for score in studies[0].scorer.by_horizon()]
+    assert max(map(abs, gains)) < 0.01
+    (first, _) = (
+        svg
+        for svg in body(report.page(studies)).iter("svg")
+        if svg.get("aria-label") == "skill by step ahead"
+    )
+    for bar in first.iter("rect"):
+        assert float(bar.get("height") or 0) < 0.1 * float((first.get("viewBox") or "").split()[3])
+
+
 def test_one_short_study_with_few_levels_has_a_page_too() -> None:
     scorer = Scorer((0.25, 0.5, 0.75), 2)
     scorer.warm(["a"] * 4, np.array([1.0, 2.0, 1.0, 2.0]))
