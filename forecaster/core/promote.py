@@ -40,7 +40,7 @@ class PromoteSpec(Spec):
         0.002, ge=0, lt=1, description="Share by which a candidate has to beat the serving model's loss."
     )
     forget_ratio: float = Field(
-        0.2,
+        0.3,
         ge=0,
         description="Share by which its loss on an older stretch may exceed the serving model's, beyond what it gains.",
     )
