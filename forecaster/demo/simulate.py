@@ -7,7 +7,7 @@ time, so that a day is 96 ticks of each series and passes within seconds. No clo
 whoever reads the stream sets its pace.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from math import exp, pi, sin
@@ -32,7 +32,6 @@ class Sample(NamedTuple):
     series: str
     time_s: float
     value: float
-    more: Mapping[str, float] = {}  # covariates
 
 
 @dataclass(frozen=True)

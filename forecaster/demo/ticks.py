@@ -1,14 +1,13 @@
 """The source process: fills the log with history at once, and from SIGUSR1 on sends ticks at a steady rate.
 
-    python -m forecaster.demo.ticks --bootstrap HOST:PORT [--rate N] [--data FILE.csv] [--seed N]
+    python -m forecaster.demo.ticks --bootstrap HOST:PORT [--rate N] [--data FILE] [--seed N]
 
-Ticks come from `simulate`, or from a CSV file with the columns series, ts, value and any covariates, played in
-time order. It knows the topic and the wire format, nothing of forecasts. What it has done is told on standard
+Ticks come from `simulate`, or from a file with the columns series, ts, value and any others, played in time
+order. It knows the topic and the wire format, nothing of forecasts. What it has done is told on standard
 output, a line for each stage.
 """
 
 import argparse
-import csv
 import json
 import signal
 import sys
@@ -20,10 +19,12 @@ from pathlib import Path
 
 import orjson
 
-from forecaster.demo.simulate import Sample, simulate
-from forecaster.errors import BrokerError, DataError
+from forecaster.core.tick import TickSpec
+from forecaster.demo.simulate import simulate
+from forecaster.errors import BrokerError
 from forecaster.shell.kafka.sink import Sink
 from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
+from forecaster.shell.replay import read_ticks
 
 DEFAULT_RATE = 120.0
 HISTORY = 36_000  # ticks: a month of each simulated series
@@ -32,50 +33,41 @@ SLICE_S = 0.02  # ticks are sent in bunches, so that waiting costs nothing
 FLUSH_S = 30.0
 PLAY = signal.SIGUSR1  # from here on at a steady rate
 
-
-def read_csv(path: Path) -> list[Sample]:
-    """The ticks of a file in time order; those of one time stay in the order of the file."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            if missing := {"series", "ts", "value"} - set(rows.fieldnames or ()):
-                raise DataError(f"{path}: columns series, ts and value are needed; {sorted(missing)} missing")
-            samples = [_sample(path, number, row) for number, row in enumerate(rows, 2)]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if not samples:
-        raise DataError(f"{path} has no ticks")
-    return sorted(samples, key=lambda sample: sample.time_s)
+Message = tuple[bytes, bytes]
+"""Key and value of a tick."""
 
 
-def _sample(path: Path, number: int, row: dict[str, str]) -> Sample:
-    try:
-        series, ts, value = row.pop("series"), float(row.pop("ts")), float(row.pop("value"))
-        return Sample(series, ts, value, {name: float(text) for name, text in row.items() if text})
-    except (KeyError, TypeError, ValueError):
-        raise DataError(
-            f"{path}, line {number}: all columns but series have to be numbers, got {row}"
-        ) from None
+def read_file(path: Path) -> list[Message]:
+    """The rows of a file in time order; those of one time stay in the order of the file. Raises DataError."""
+    records = read_ticks(path, TickSpec.model_validate({}), in_order=False)
+    return [(record.key or b"", record.value or b"") for record in records]
+
+
+def simulated(seed: int) -> Iterator[Message]:
+    """What `simulate` gives, without an end."""
+    for sample in simulate(seed):
+        tick = {"series": sample.series, "ts": sample.time_s, "value": sample.value}
+        yield sample.series.encode(), orjson.dumps(tick)
 
 
 class Feed:
-    """Ticks -> the ticks topic: as JSON objects, keyed by series."""
+    """Ticks -> the ticks topic."""
 
     def __init__(self, bootstrap_servers: str) -> None:
         self._sink = Sink(KafkaSpec.model_validate({"bootstrap_servers": bootstrap_servers}))
         self._topic = TopicsSpec.model_validate({}).ticks
         self.sent = 0
 
-    def fill(self, samples: Iterable[Sample]) -> None:
+    def fill(self, messages: Iterable[Message]) -> None:
         """Send as fast as the broker takes them, and wait until it has them all."""
-        for sample in samples:
+        for message in messages:
             while not self._sink.room():
                 time.sleep(0.001)
-            self._send(sample)
+            self._send(message)
         if not self._sink.flush(FLUSH_S):
             raise BrokerError(f"history could not be sent: {self._sink.failure}")
 
-    def play(self, samples: Iterator[Sample], rate: float) -> None:
+    def play(self, messages: Iterator[Message], rate: float) -> None:
         """Send `rate` ticks a second until they end. Never catches up in a burst after a stall."""
         due = 0.0
         before = time.monotonic()
@@ -84,9 +76,9 @@ class Feed:
             now = time.monotonic()
             due += min((now - before) * rate, rate)
             before = now
-            bunch = list(islice(samples, int(due)))
-            for sample in bunch:
-                self._send(sample)
+            bunch = list(islice(messages, int(due)))
+            for message in bunch:
+                self._send(message)
             self._sink.settle()
             if self._sink.failure is not None:
                 raise BrokerError(f"ticks could not be sent: {self._sink.failure}")
@@ -99,9 +91,9 @@ class Feed:
         """Let the connection go; what is not yet sent is lost."""
         self._sink.close(1.0)
 
-    def _send(self, sample: Sample) -> None:
-        tick = {"series": sample.series, "ts": sample.time_s, "value": sample.value, **sample.more}
-        self._sink.send(self._topic, orjson.dumps(tick), sample.series.encode())
+    def _send(self, message: Message) -> None:
+        key, value = message
+        self._sink.send(self._topic, value, key)
         self.sent += 1
 
 
@@ -110,28 +102,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m forecaster.demo.ticks")
     parser.add_argument("--bootstrap", required=True, metavar="HOST:PORT")
     parser.add_argument("--rate", type=float, default=DEFAULT_RATE, help="ticks a second")
-    parser.add_argument("--data", type=Path, help="CSV file with the columns series, ts, value")
+    parser.add_argument("--data", type=Path, help="CSV or Parquet file: series, ts, value")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _leave)
     asked = threading.Event()
     signal.signal(PLAY, lambda *_: asked.set())
-    samples, history = _stream(arguments.data, arguments.seed)
+    messages, history = _stream(arguments.data, arguments.seed)
     feed = Feed(arguments.bootstrap)
-    feed.fill(islice(samples, history))
+    feed.fill(islice(messages, history))
     _tell("history", feed.sent)
     asked.wait()
-    feed.play(samples, arguments.rate)
+    feed.play(messages, arguments.rate)
     _tell("end", feed.sent)
     feed.close()
 
 
-def _stream(data: Path | None, seed: int) -> tuple[Iterator[Sample], int]:
+def _stream(data: Path | None, seed: int) -> tuple[Iterator[Message], int]:
     """The ticks, and how many of them are history."""
     if data is None:
-        return simulate(seed), HISTORY
-    samples = read_csv(data)
-    return iter(samples), min(HISTORY, round(len(samples) * FILE_HISTORY_SHARE))
+        return simulated(seed), HISTORY
+    messages = read_file(data)
+    return iter(messages), min(HISTORY, round(len(messages) * FILE_HISTORY_SHARE))
 
 
 def _tell(stage: str, ticks: int) -> None:

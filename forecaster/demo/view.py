@@ -80,7 +80,9 @@ def screen(state: State, now_s: float, width: int, height: int | None) -> Render
     parts.append(_table(rows[:room], width) if rows else waiting)
     if len(rows) > room:
         parts.append(Text(f"  … and {len(rows) - room} more series", style="dim"))
-    parts += [_cut(_legend()), _cut(Text(f"  {state.hint}", style="dim"))]
+    parts.append(_cut(_legend()))
+    if state.hint:
+        parts.append(_cut(Text(f"  {state.hint}", style="dim")))
     return Group(*parts)
 
 
@@ -180,7 +182,7 @@ def _model(figures: Figures) -> Text:
     scrape = figures.newest
     version = scrape.label("forecaster_model_info", "version")
     if not version:
-        return Text("none yet: last value, with bands from recent errors", style="dim")
+        return Text("none yet: the simple experts answer alone", style="dim")
     cell = scrape.label("forecaster_model_info", "cell")
     return Text.assemble((version, "bold"), f"  {cell}", ("   serving", "dim"))
 

@@ -1,19 +1,20 @@
 """The two ends of the daemon without a broker: ticks from a file or a list, messages into a list.
 
-In come a CSV or Parquet file, or records; out go the same `Record`s that a topic would give, so that a
+In come a CSV (gzipped or not) or Parquet file, or records; out go the same `Record`s that a topic would give, so that a
 backtest, a benchmark and a test take the way that every tick takes, decoding included. No file is written
 here.
 """
 
 import csv
+import gzip
 import json
 import math
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import orjson
 
@@ -29,31 +30,42 @@ _JSON_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 # --- files ---
 
 
-def read_ticks(path: Path, spec: TickSpec, topic: str = "ticks", partitions: int = 1) -> list[Record]:
-    """The rows of a CSV (with a header) or Parquet file as records in time order, offsets from 0 on.
+def read_ticks(
+    path: Path, spec: TickSpec, topic: str = "ticks", partitions: int = 1, *, in_order: bool = True
+) -> list[Record]:
+    """The rows of a CSV (with a header, also as .csv.gz) or Parquet file as records in time order, offsets from 0 on.
 
     Columns are found by the configured field names or else as series, ts, value; all others go along under
     their own names. Rows of all series are merged by event time, each keyed by its series and with its event
-    time as the record's. A row that is late within its series stays behind the row that overtook it, and what
-    is no tick keeps its place too: both are for the reader of the records to judge. DataError names what the
-    file lacks.
+    time as the record's. A row that is late within its series stays behind the row that overtook it, unless the
+    file is said not to be in order, and what is no tick keeps its place too: both are for the reader of the records
+    to judge. DataError names what the file lacks, or says that it is in no order at all.
     """
     decode = make_decoder(spec)
     newest_s: dict[str, float] = {}
     rows: list[tuple[float, str, bytes]] = []
-    now_s = -math.inf
+    now_s, ticks, late = -math.inf, 0, 0
     for series, text in _rows(path, spec):
         tick = decode(series.encode(), text, _FAR_MS)
         if isinstance(tick, Tick):
-            now_s = newest_s[series] = max(newest_s.get(series, -math.inf), tick.time_s)
+            before_s = newest_s.get(series, -math.inf)
+            ticks, late = ticks + 1, late + (tick.time_s < before_s)
+            newest_s[series] = max(before_s, tick.time_s)
+            now_s = newest_s[series] if in_order else tick.time_s
         rows.append((now_s, series, text))
+    if not rows:
+        raise DataError(f"{path}: there is a header, and no rows below it")
     if not newest_s:
         raise DataError(f"{path}: no row is a tick; the first says: {_first_problem(rows, decode)}")
+    if in_order and late > ticks / 2:
+        raise DataError(
+            f"{path}: {late:,} of {ticks:,} rows are older than one of their series above them; sort the file by time"
+        )
     rows.sort(key=lambda row: row[0])  # stable: ties keep the order of the file
     offsets: Counter[int] = Counter()
     records: list[Record] = []
     for time_s, series, text in rows:
-        partition = crc32(series.encode()) % partitions
+        partition = zlib.crc32(series.encode()) % partitions
         timestamp_ms = max(0, math.ceil(time_s * 1e3)) if math.isfinite(time_s) else 0
         records.append(Record(topic, partition, offsets[partition], timestamp_ms, series.encode(), text))
         offsets[partition] += 1
@@ -61,7 +73,7 @@ def read_ticks(path: Path, spec: TickSpec, topic: str = "ticks", partitions: int
 
 
 def _first_problem(rows: list[tuple[float, str, bytes]], decode: Callable[..., Any]) -> str:
-    return decode(rows[0][1].encode(), rows[0][2], _FAR_MS).message if rows else "the file has no rows"
+    return decode(rows[0][1].encode(), rows[0][2], _FAR_MS).message
 
 
 def _rows(path: Path, spec: TickSpec) -> Iterator[tuple[str, bytes]]:
@@ -70,31 +82,36 @@ def _rows(path: Path, spec: TickSpec) -> Iterator[tuple[str, bytes]]:
     rows = read(path)
     header = next(rows)
     names = [_field_of(column, header, spec) for column in header]
-    series_at = _find(path, header, "series", spec.series)
-    _find(path, header, "value", spec.value)
+    roles = [("series", spec.series), ("value", spec.value), *((name, name) for name in spec.covariates)]
     if spec.time:
-        _find(path, header, "ts", spec.time)
-    for name in spec.covariates:
-        _find(path, header, name, name)
+        roles.insert(1, ("ts", spec.time))
+    if missing := [role for role in roles if not {*role} & {*header}]:
+        raise DataError(f"{path}: {_lacking(header, missing)}")
+    series_at = header.index(spec.series if spec.series in header else "series")
     keys = [orjson.dumps(name) + b":" for name in names]
     for row in rows:
-        if len(row) != len(header):
-            raise DataError(f"{path}: a row has {len(row)} columns, the header {len(header)}: {row[:5]!r}")
         texts = [orjson.dumps(str(cell)) if i == series_at else _json(cell) for i, cell in enumerate(row)]
         yield str(row[series_at]), b"{" + b",".join(map(bytes.__add__, keys, texts)) + b"}"
 
 
 def _csv(path: Path) -> Iterator[Sequence[str]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        opened = gzip.open if path.suffix.lower() == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             header = next(reader, None)
             if header is None:
                 raise DataError(f"{path}: the file is empty; expected a header with series, ts, value")
             yield [name.strip() for name in header]
-            yield from filter(None, reader)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+            for row in filter(None, reader):
+                if len(row) != len(header):
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: there are {len(row)} columns, {len(header)} in the header:"
+                        f" {row[:5]!r}"
+                    )
+                yield row
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: is not a CSV file in UTF-8: {error}") from error
 
@@ -121,12 +138,15 @@ def _parquet(path: Path) -> Iterator[Sequence[Any]]:
     yield from zip(*columns, strict=True)
 
 
-def _find(path: Path, header: Sequence[str], default: str, name: str) -> int:
-    for candidate in (name, default):
-        if candidate in header:
-            return header.index(candidate)
-    expected = repr(default) if name in {"", default} else f"{name!r} or {default!r}"
-    raise DataError(f"{path}: no column {expected}; there are {', '.join(map(repr, header[:10]))}")
+def _lacking(header: Sequence[str], missing: Iterable[tuple[str, str]]) -> str:
+    """What is said of a header without the columns for these (our name, configured name)."""
+    names = (repr(ours) if name in {"", ours} else f"{name!r} or {ours!r}" for ours, name in missing)
+    mend = (
+        "separate the columns by commas"
+        if len(header) == 1
+        else "rename them, or name yours under [tick] of the configuration"
+    )
+    return f"no column {', no column '.join(names)}; there are {', '.join(map(repr, header[:10]))}: {mend}"
 
 
 def _field_of(column: str, header: Sequence[str], spec: TickSpec) -> str:

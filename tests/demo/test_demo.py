@@ -1,6 +1,7 @@
 """The demo as its user runs it, on a pipe, not a terminal; the whole of it runs in test_monitoring.py."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,3 +37,15 @@ def test_a_file_that_cannot_be_played_ends_it_with_the_reason(
     assert "/nowhere/ticks.csv" in said
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.process
+def test_ctrl_c_while_it_is_being_loaded_shows_no_traceback() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "forecaster.demo"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if "rich.console" in line)
+        process.send_signal(signal.SIGINT)
+        said += process.stderr.read()
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in said

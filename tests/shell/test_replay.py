@@ -1,5 +1,6 @@
 """A file gives the records that a topic would give: in time order, with offsets, junk and late rows too."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from forecaster.shell.kafka.spec import KafkaSpec
 from forecaster.shell.replay import ListSink, ListSource, read_ticks
 
 SPEC = TickSpec()
+CSV = b"series,ts,value\na,10,1\nb,20,2\n"
 
 
 def write(folder: Path, text: str) -> Path:
@@ -55,6 +57,14 @@ def test_late_rows_stay_late_and_junk_keeps_its_place(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_file_that_is_said_not_to_be_in_order_is_put_in_order(tmp_path: Path) -> None:
+    path = write(tmp_path, "series,ts,value\na,30,1\nb,20,2\na,10,3\nb,5,4\na,30,5\n")
+    answers = decoded(read_ticks(path, SPEC, in_order=False))
+    assert [(a.time_s, a.value) for a in answers if isinstance(a, Tick)] == [
+        (5, 4), (10, 3), (20, 2), (30, 1), (30, 5),
+    ]  # fmt: skip
+
+
 def test_configured_names_and_other_columns(tmp_path: Path) -> None:
     path = write(tmp_path, "ts,id,temp,v\n2020-01-01T00:00:00Z,a,21.5,.5\n")
     spec = TickSpec(series="id", value="v", covariates=("temp",))
@@ -73,6 +83,12 @@ def test_key_and_record_time_take_the_place_of_fields(tmp_path: Path) -> None:
     ]
 
 
+def test_a_gzipped_csv_reads_like_a_plain_one(tmp_path: Path) -> None:
+    (plain := tmp_path / "ticks.csv").write_bytes(CSV)
+    (packed := tmp_path / "ticks.csv.gz").write_bytes(gzip.compress(CSV))
+    assert read_ticks(packed, SPEC) == read_ticks(plain, SPEC)
+
+
 def test_parquet_reads_like_csv(tmp_path: Path) -> None:
     path = tmp_path / "ticks.parquet"
     times = arrow.array([1_000_500, 2_000_000], arrow.timestamp("ms"))
@@ -87,8 +103,14 @@ def test_parquet_reads_like_csv(tmp_path: Path) -> None:
     [
         ("", "empty"),
         ("series,ts,value\n", "no rows"),
-        ("series,time,value\na,1,2\n", "no column 'ts'; there are 'series', 'time', 'value'"),
-        ("series,ts,value\na,1\n", "2 columns, the header 3"),
+        ("series,time,value\na,1,2\n", "no column 'ts'; there are 'series', 'time', 'value': rename them"),
+        ("Series,TS,value\na,1,2\n", "no column 'series', no column 'ts'; there are"),
+        ("series;ts;value\na;1;2\n", "there are 'series;ts;value': separate the columns by commas"),
+        ("series,ts,value\na,1,2\n\na,1\n", "line 4: there are 2 columns, 3 in the header"),
+        (
+            "series,ts,value\na,3,0\nb,9,0\na,2,0\na,1,0\nb,8,0\n",
+            "3 of 5 rows are older than one .* sort the file",
+        ),
         ("series,ts,value\na,noon,2\n", "'ts' is 'noon'"),
     ],
 )
@@ -103,6 +125,9 @@ def test_missing_and_undecodable_files_say_so(tmp_path: Path) -> None:
     (tmp_path / "none.parquet").write_bytes(b"no")
     with pytest.raises(DataError, match="cannot be read"):
         read_ticks(tmp_path / "none.parquet", SPEC)
+    (tmp_path / "short.csv.gz").write_bytes(gzip.compress(CSV)[:-9])
+    with pytest.raises(DataError, match="cannot be read: Compressed file ended"):
+        read_ticks(tmp_path / "short.csv.gz", SPEC)
     (tmp_path / "odd.csv").write_bytes(b"series,ts,value\n\xff,1,2\n")
     with pytest.raises(DataError, match="UTF-8"):
         read_ticks(tmp_path / "odd.csv", SPEC)
