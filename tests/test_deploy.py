@@ -21,6 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from forecaster.cli.daemon import Role
 from forecaster.config import load
+from forecaster.demo import ticks
+from forecaster.demo.ticks import parse
 from forecaster.errors import ForecasterError
 from forecaster.shell.http import HttpSpec
 from forecaster.shell.metrics import Metrics
@@ -343,7 +345,10 @@ def test_the_services_of_compose_find_each_other() -> None:
     config = tomllib.loads((DEPLOY / "forecaster.toml").read_text())
     broker = config["kafka"]["bootstrap_servers"]
     assert f"INTERNAL://{broker}" in services["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
-    assert broker in services["ticks"]["entrypoint"]
+    _, _, module, *arguments = services["ticks"]["entrypoint"]
+    assert module == ticks.__name__
+    assert parse(arguments).bootstrap == broker
+    assert parse(arguments).live, "nobody is there who would tell it to play"
     scrape = read_yaml(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"][0]
     assert scrape["static_configs"][0]["targets"] == [f"forecaster:{config['http']['port']}"]
 
@@ -386,6 +391,15 @@ def test_systemd_itself_finds_no_fault(tmp_path: Path) -> None:
 
 
 # --- Kubernetes ---
+
+
+def test_the_disruption_budget_holds_for_the_pods_that_answer() -> None:
+    """One without a selector holds for none."""
+    found = manifests()
+    budget = found["PodDisruptionBudget forecaster"]["spec"]["selector"]["matchLabels"]
+    pods = found["StatefulSet forecaster"]["spec"]["template"]["metadata"]["labels"]
+    assert budget.items() <= pods.items()
+    assert budget
 
 
 def manifests() -> dict[str, Any]:

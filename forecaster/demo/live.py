@@ -45,6 +45,9 @@ group_id = "forecaster-demo"
 start = "earliest"
 session_timeout_s = {session_timeout_s}
 
+[tick]
+future_s = 1e12 # event time is in a hurry, and overtakes the clock
+
 [training]
 every_ticks = 15_000
 fit_s = 45.0

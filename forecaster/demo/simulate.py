@@ -17,7 +17,7 @@ import numpy as np
 
 STEP_S = 900.0
 DAY_STEPS = 96
-START_S = 1_704_067_200.0  # 2024-01-01T00:00:00Z; long enough ago that a hurried demo never meets the present
+START_S = 1_704_067_200.0  # 2024-01-01T00:00:00Z
 
 BURST_BEGINS, BURST_ENDS = 1 / 400, 1 / 40  # chance at each step
 BURST = 4.0  # times the calm volatility

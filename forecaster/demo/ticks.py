@@ -1,6 +1,7 @@
-"""The source process: fills the log with history at once, and from SIGUSR1 on sends ticks at a steady rate.
+"""The source process: fills the log with history at once, and from SIGUSR1 on sends ticks at a steady rate; with
+`--live` at once, and in event times that are those of the clock, for a deployment that is watched by rules.
 
-    python -m forecaster.demo.ticks --bootstrap HOST:PORT [--rate N] [--data FILE] [--seed N]
+    python -m forecaster.demo.ticks --bootstrap HOST:PORT [--rate N] [--data FILE] [--seed N] [--live]
 
 Ticks come from `simulate`, or from a file with the columns series, ts, value and any others, played in time
 order. It knows the topic and the wire format, nothing of forecasts. What it has done is told on standard
@@ -13,14 +14,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import orjson
 
 from forecaster.core.tick import TickSpec
-from forecaster.demo.simulate import simulate
+from forecaster.demo.simulate import PRICES, SENSORS, START_S, STEP_S, Sample, simulate
 from forecaster.errors import BrokerError
 from forecaster.shell.kafka.sink import Sink
 from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
@@ -46,8 +47,26 @@ def read_file(path: Path) -> list[Message]:
 def simulated(seed: int) -> Iterator[Message]:
     """What `simulate` gives, without an end."""
     for sample in simulate(seed):
-        tick = {"series": sample.series, "ts": sample.time_s, "value": sample.value}
-        yield sample.series.encode(), orjson.dumps(tick)
+        yield _message(sample, sample.time_s)
+
+
+def live(seed: int, rate: float) -> Iterator[Message]:
+    """The same in event times of the clock: those of the history end now, a later step is of when it is taken."""
+    step_s = (len(SENSORS) + len(PRICES)) / rate
+    began_s = time.time() - HISTORY / rate
+    newest, newest_s = -1.0, began_s
+    for number, sample in enumerate(simulate(seed)):
+        step = (sample.time_s - START_S) / STEP_S
+        if step > newest:
+            newest, newest_s = step, time.time()
+            if number < HISTORY:
+                newest_s = min(newest_s, began_s + step * step_s)
+        yield _message(sample, newest_s - (newest - step) * step_s)
+
+
+def _message(sample: Sample, time_s: float) -> Message:
+    tick = {"series": sample.series, "ts": time_s, "value": sample.value}
+    return sample.series.encode(), orjson.dumps(tick)
 
 
 class Feed:
@@ -97,32 +116,40 @@ class Feed:
         self.sent += 1
 
 
-def main() -> None:
-    """Run as a process: until the ticks end, or SIGTERM."""
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of the process; None: those that it was started with."""
     parser = argparse.ArgumentParser(prog="python -m forecaster.demo.ticks")
     parser.add_argument("--bootstrap", required=True, metavar="HOST:PORT")
     parser.add_argument("--rate", type=float, default=DEFAULT_RATE, help="ticks a second")
     parser.add_argument("--data", type=Path, help="CSV or Parquet file: series, ts, value")
     parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
+    parser.add_argument("--live", action="store_true", help="simulate ticks of just now, and play at once")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Run as a process: until the ticks end, or SIGTERM."""
+    arguments = parse()
     signal.signal(signal.SIGTERM, _leave)
     asked = threading.Event()
     signal.signal(PLAY, lambda *_: asked.set())
-    messages, history = _stream(arguments.data, arguments.seed)
+    messages, history = stream(arguments)
     feed = Feed(arguments.bootstrap)
     feed.fill(islice(messages, history))
     _tell("history", feed.sent)
-    asked.wait()
+    if not arguments.live:
+        asked.wait()
     feed.play(messages, arguments.rate)
     _tell("end", feed.sent)
     feed.close()
 
 
-def _stream(data: Path | None, seed: int) -> tuple[Iterator[Message], int]:
+def stream(arguments: argparse.Namespace) -> tuple[Iterator[Message], int]:
     """The ticks, and how many of them are history."""
-    if data is None:
-        return simulated(seed), HISTORY
-    messages = read_file(data)
+    if arguments.data is None:
+        seed, rate = arguments.seed, arguments.rate
+        return live(seed, rate) if arguments.live else simulated(seed), HISTORY
+    messages = read_file(arguments.data)
     return iter(messages), min(HISTORY, round(len(messages) * FILE_HISTORY_SHARE))
 
 

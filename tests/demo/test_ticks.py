@@ -1,12 +1,22 @@
-"""Files that are played: time order, whatever the order of the rows, and every column goes along."""
+"""What is played: files in time order, whatever that of the rows, with every column; live ticks that end now."""
 
 import json
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from forecaster.demo.ticks import read_file
+from forecaster.demo import ticks
+from forecaster.demo.ticks import parse, read_file, stream
 from forecaster.errors import DataError
+
+
+@dataclass
+class Clock:
+    """What stands in for the machine's."""
+
+    now_s: float
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -39,3 +49,18 @@ def test_what_cannot_be_played_is_said(tmp_path: Path) -> None:
         read_file(written(tmp_path, "series,ts\na,1\n"))
     with pytest.raises(DataError, match=r"none\.csv"):
         read_file(tmp_path / "none.csv")
+
+
+def test_live_history_ends_now_and_later_ticks_are_of_when_they_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(1.8e9)
+    monkeypatch.setattr(ticks.time, "time", lambda: clock.now_s)
+    messages, history = stream(parse(["--bootstrap", "x:1", "--rate", "60", "--live"]))
+    past = [json.loads(value)["ts"] for _, value in islice(messages, history)]
+    assert max(past) == 1.8e9
+    assert min(past) == pytest.approx(1.8e9 - history / 60, abs=1.0)
+    clock.now_s += 3600.0
+    times_s = [json.loads(value)["ts"] for _, value in islice(messages, 12, 1200)]
+    assert max(times_s) == clock.now_s
+    assert min(times_s) >= clock.now_s - 1.0, "late by a step or two, of 0.2 s"
