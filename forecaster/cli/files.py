@@ -29,7 +29,7 @@ def backtest(
     """Replay files as if they were streamed: forecasts, scores, and a report to look at."""
     settings = load(config)
     from forecaster.shell import report, results
-    from forecaster.shell.evaluate import check_names, evaluate
+    from forecaster.shell.evaluate import check_names, evaluate, told
     from forecaster.shell.terminal import Watch, scores_by_dataset, scores_by_horizon
 
     check_names(files)
@@ -45,6 +45,9 @@ def backtest(
     for study in studies:
         out.print(scores_by_horizon(study))
     out.print(scores_by_dataset(studies))
+    for study in studies:
+        if study.unused:
+            out.print(f"{escape(study.dataset)}: of {study.records:,} rows {told(study.unused)}: not used")
     out.print(
         f"forecasts, scores and report are in {escape(str(folder))}: see {escape(str(folder / 'report.html'))}"
     )

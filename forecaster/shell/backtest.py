@@ -7,7 +7,7 @@ decoder, grid, fold, promotion and swaps. Nothing is published, and nothing here
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -23,10 +23,11 @@ from forecaster.core.batch import Issued
 from forecaster.core.fold import Fold
 from forecaster.core.model import Model
 from forecaster.core.promote import Decision, Retrained, retrain
+from forecaster.core.tick import Outcome
 from forecaster.core.train import Failure, Progress
 from forecaster.shell.kafka import Record
 from forecaster.shell.metrics import Metrics
-from forecaster.shell.pipeline import Pipeline
+from forecaster.shell.pipeline import Answers, Pipeline
 from forecaster.shell.slices import Slicer
 
 CHUNK = 512  # records folded at once
@@ -53,6 +54,9 @@ class Part:
     total: int
     warm: bool = False  # still the warm-up: the forecasts are nobody's
     shares: np.ndarray | None = None  # of each expert in the mix just then (experts.NAMES), now and then
+    unused: Counter[str] = field(
+        default_factory=Counter[str]
+    )  # records that were no accepted ticks, by reason
 
 
 def ordered(records: Sequence[Record], warm_up: float) -> tuple[list[Record], int]:
@@ -108,7 +112,18 @@ def backtest(
         newest_s = max(newest_s, answers.newest_s)
         streamed = start >= warm
         shares = _shares_of(fold) if streamed and start in noted else None
-        yield Part(answers.issued, end, len(records), not streamed, shares)
+        yield Part(answers.issued, end, len(records), not streamed, shares, _unused(answers))
+
+
+def _unused(answers: Answers) -> Counter[str]:
+    """By outcome, dead letters by their reason."""
+    passed_over = {
+        outcome.value: n for outcome, n in answers.outcomes.items() if outcome not in _COUNTED_APART
+    }
+    return Counter(passed_over) + Counter({reason.value: n for reason, n in answers.reasons.items()})
+
+
+_COUNTED_APART = {Outcome.ACCEPTED, Outcome.DEAD_LETTERED}
 
 
 def _starts(total: int, warm: int, swaps: Collection[int]) -> list[int]:

@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -55,6 +56,8 @@ class Study:
     shares: list[tuple[int, np.ndarray]] = field(default_factory=list[tuple[int, np.ndarray]])
     """Records taken in by then, and the share of each expert in the mix."""
     statuses: Counter[str] = field(default_factory=Counter[str])
+    unused: Counter[str] = field(default_factory=Counter[str])
+    """Rows that were no accepted ticks, by the reason why."""
     fans: dict[str, deque[Origin]] = field(default_factory=dict[str, deque[Origin]])
     """The newest steps of a few series."""
 
@@ -87,8 +90,8 @@ def evaluate(path: Path, config: Config, warm_up: float, folder: Path, tell: Tel
     longest = max(Counter(record.key for record in records).values())
     if longest - int(warm_up * longest) < model.horizon:
         raise DataError(
-            f"{path}: the longest series has {longest} ticks, too few to judge a forecast of {model.horizon} after"
-            f" a warm-up of {warm_up:.0%}"
+            f"{path}: the longest series has {longest} ticks; after a warm-up of {warm_up:.0%} a forecast of"
+            f" {model.horizon} steps can be judged from {ceil(model.horizon / (1 - warm_up))} on (see --warmup)"
         )
     shown = {names[i] for i in np.linspace(0, len(names) - 1, min(FANS, len(names)), dtype=int)}
     study.fans = {name: deque(maxlen=FAN_SPANS * model.horizon + 1) for name in sorted(shown)}
@@ -100,6 +103,8 @@ def evaluate(path: Path, config: Config, warm_up: float, folder: Path, tell: Tel
     folder.mkdir(parents=True, exist_ok=True)
     with forecasts_path(folder, path).open("wb") as out:
         for event in backtest(records, config, warm_up, watch):
+            if isinstance(event, Part):
+                study.unused += event.unused
             match event:
                 case Verdict():
                     study.verdicts.append(event)
@@ -111,10 +116,18 @@ def evaluate(path: Path, config: Config, warm_up: float, folder: Path, tell: Tel
             tell(event)
     study.seconds = time.monotonic() - began_s
     if not study.scorer.by_series():
+        unused = f"; of {study.records:,} rows {told(study.unused)}" if study.unused else ""
         raise DataError(
-            f"{path}: no series could be judged: none moved in its warm-up and went on for long enough"
+            f"{path}: no series could be judged: none moved in its warm-up and went on for {model.horizon} steps after"
+            f" it{unused}"
         )
     return study
+
+
+def told(unused: Counter[str]) -> str:
+    """Rows that were no accepted ticks, in words: "3 late, 1 not json"."""
+    most_first = sorted(unused.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in most_first)
 
 
 def _take(study: Study, part: Part) -> None:

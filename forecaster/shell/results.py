@@ -110,6 +110,7 @@ def _dataset(study: Study) -> dict[str, Any]:
         "records": study.records,
         "series": study.series,
         "statuses": dict(study.statuses),
+        "unused": dict(study.unused),
         "retrains": [
             {
                 "at": verdict.offset,

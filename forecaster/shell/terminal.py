@@ -71,6 +71,7 @@ class Watch:
 
 
 COLUMNS = ("sQL", "last", "relative", "MASE", "80 %", "60 %")
+MEANING = "sQL: quantile loss · last: that of the last value · relative: of the two · 80 %: held what came"
 
 
 def scores_by_dataset(studies: Sequence[Study]) -> Table:
@@ -85,6 +86,7 @@ def scores_by_dataset(studies: Sequence[Study]) -> Table:
             *_cells(score),
             f"{study.seconds:.0f}",
         )
+    table.caption = MEANING
     if len(studies) > 1:
         total = results.summary(studies)
         table.add_row(

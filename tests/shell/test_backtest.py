@@ -16,7 +16,7 @@ from forecaster.core.train import Failure, Progress
 from forecaster.errors import DataError
 from forecaster.shell import backtest as backtesting
 from forecaster.shell.backtest import Part, Verdict, ordered
-from forecaster.shell.evaluate import Event, Study, check_names, evaluate, forecasts_path
+from forecaster.shell.evaluate import Event, Study, check_names, evaluate, forecasts_path, told
 from forecaster.shell.kafka import Record
 
 pytestmark = pytest.mark.timeout(300)  # the first to run compiles a training and a fold
@@ -36,6 +36,7 @@ CONFIG = Config.model_validate(
     }
 )
 STEPS, NAMES = 700, ("a", "b")
+JUNK = f"c,{1.7e9},\nc,{1.7e9 + 60},broken\na,{1.7e9},5\n"  # no value, no number, and late
 STREAMED = STEPS - (int(0.6 * STEPS) - 1)  # of each series: from the last tick of the warm-up on
 
 
@@ -64,7 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run once, looked at by many."""
     folder = tmp_path_factory.mktemp("backtest")
     path = folder / "waves.csv"
-    path.write_text(waves(), encoding="utf-8")
+    path.write_text(waves() + JUNK, encoding="utf-8")
     events: list[Event] = []
     study = evaluate(path, CONFIG, 0.6, folder / "out", events.append)
     return Run(path, forecasts_path(folder / "out", path), study, events)
@@ -110,7 +111,7 @@ def test_everything_is_forecast_once_from_the_last_tick_of_the_warm_up_on(run: R
 def test_scores_are_those_of_the_forecasts_on_disk(run: Run) -> None:
     study, path = run.study, run.forecasts
     values = {name: [] for name in NAMES}
-    for row in run.ticks.read_text(encoding="utf-8").splitlines()[1:]:
+    for row in waves().splitlines()[1:]:
         name, _, value = row.split(",")
         values[name].append(float(value))
     errors: dict[str, list[float]] = {name: [] for name in NAMES}
@@ -139,6 +140,8 @@ def test_the_first_retrain_is_after_the_warm_up_and_every_record_is_told_of(run:
     assert sum(len(part.issued) for part in parts) == len(NAMES) * STEPS
     assert parts[-1].done == parts[-1].total == study.records
     assert any(isinstance(event, Progress) for event in events)
+    assert study.unused == {"late": 1, "null": 1, "wrong_type": 1}
+    assert told(study.unused) == "1 late, 1 null, 1 wrong type"
 
 
 class NoPipeline:
@@ -149,7 +152,7 @@ class NoPipeline:
 
     def handle(self, records: list[Record], **_: bool) -> SimpleNamespace:
         self.seen += len(records)
-        return SimpleNamespace(issued=(), newest_s=60.0 * self.seen)
+        return SimpleNamespace(issued=(), newest_s=60.0 * self.seen, outcomes={}, reasons={})
 
 
 @pytest.mark.parametrize(
@@ -192,5 +195,5 @@ def test_two_files_of_one_name_are_refused() -> None:
 def test_a_file_too_short_to_judge_is_refused_at_once(tmp_path: Path) -> None:
     path = tmp_path / "short.csv"
     path.write_text("series,ts,value\n" + "".join(f"a,{t},{t % 2}\n" for t in range(5)), encoding="utf-8")
-    with pytest.raises(DataError, match=r"short\.csv: the longest series has 5 ticks"):
+    with pytest.raises(DataError, match=r"short\.csv: the longest series has 5 ticks; .* from 8 on"):
         evaluate(path, CONFIG, 0.6, tmp_path / "out")
