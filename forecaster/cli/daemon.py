@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from forecaster.cli.console import ConfigPath, load, out
+from forecaster.cli.console import ConfigPath, err, load, out
 from forecaster.errors import ConfigError
 
 
@@ -55,7 +55,8 @@ def check(config: ConfigPath = None) -> None:
     settings = load(config)
     from forecaster.shell.check import problems
 
-    found = problems(settings)
+    with err.status(f"asking {escape(settings.kafka.bootstrap_servers)}"):
+        found = problems(settings)
     for problem in found:
         out.print(f"[red]✗[/red] {escape(problem)}")
     if found:

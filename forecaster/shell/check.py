@@ -10,9 +10,8 @@ from math import isfinite
 from pathlib import Path
 
 from forecaster.config import Config, every_key
-from forecaster.core.tick import Tick, TickSpec, make_decoder
+from forecaster.core.tick import Reject, Tick, TickSpec, make_decoder
 from forecaster.errors import ForecasterError
-from forecaster.shell.kafka import Record
 from forecaster.shell.kafka.admin import Admin
 from forecaster.shell.kafka.log import Log
 
@@ -54,7 +53,7 @@ def _broker(config: Config) -> Iterator[str]:
     try:
         admin = Admin(config.kafka)
     except ForecasterError as error:
-        yield f"kafka.bootstrap_servers = {config.kafka.bootstrap_servers!r}: {error}"
+        yield f"kafka.bootstrap_servers = {config.kafka.bootstrap_servers!r}: {error}; mend address or security"
         return
     try:
         found = admin.check(config.topics)
@@ -80,13 +79,20 @@ def _reading(config: Config) -> Iterator[str]:
         return
     finally:
         log.close()
-    yield from _covariates(config.tick, records)
+    decode = make_decoder(config.tick)
+    answers = [decode(r.key, r.value, r.timestamp_ms) for r in records]
+    ticks = [answer for answer in answers if isinstance(answer, Tick)]
+    refused = [answer for answer in answers if isinstance(answer, Reject)]
+    if refused and not ticks:
+        yield (
+            f"topics.ticks = {topic!r}: none of the newest {len(refused)} messages is a tick, they say:"
+            f" {refused[-1].message}; mend [tick], or what is sent"
+        )
+    yield from _covariates(config.tick, ticks)
 
 
-def _covariates(spec: TickSpec, records: Iterable[Record]) -> Iterator[str]:
+def _covariates(spec: TickSpec, found: Iterable[Tick]) -> Iterator[str]:
     """Covariates that are in none of the newest ticks: each may be missing now and then, but not always."""
-    decode = make_decoder(spec)
-    found = [tick for r in records if isinstance(tick := decode(r.key, r.value, r.timestamp_ms), Tick)]
     for name, values in zip(
         spec.covariates, zip(*(tick.covariates for tick in found), strict=True), strict=False
     ):

@@ -125,6 +125,19 @@ def test_check_looks_for_the_covariates_in_the_newest_ticks(
     assert "'load'" not in shown
 
 
+def test_check_quotes_what_the_newest_messages_lack_when_none_is_a_tick(
+    at_broker: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = json.dumps({"sensor": "a", "ts": 1.7e9, "value": 1.0}).encode()
+    publish(at_broker.kafka.bootstrap_servers, at_broker.topics.ticks, message, message)
+    assert call(monkeypatch, "check") == 2
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "none of the newest 2 messages is a tick" in shown
+    assert "'series' is missing" in shown
+    monkeypatch.setenv("FORECASTER_TICK__SERIES", "sensor")
+    assert call(monkeypatch, "check") == 0
+
+
 def test_tail_shows_lines_or_json(
     at_broker: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
