@@ -108,6 +108,8 @@ class Daemon(Worker):
     def start(self) -> None:
         """Everything that has to be there before the group is joined. Raises ConfigError."""
         self.prepare_topics()
+        if self.signals.stopping:
+            return
         self.lifecycle.begin()
         self.compile()
         gc.collect()
@@ -308,7 +310,7 @@ class Daemon(Worker):
         """What readiness still waits for; empty when ticks are answered."""
         waits: list[str] = []
         if not self.compiled:
-            return ["the programs to be compiled"]
+            return ["the programs to be compiled" if self.reached else "a broker to answer"]
         if not self.source.connected:
             waits.append("a broker to answer")
         elif not self.assignment.ever:

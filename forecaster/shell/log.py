@@ -42,7 +42,9 @@ class LogSpec(Spec):
         "auto", description="json, console, or auto: console on a terminal, else json."
     )
     burst: int = Field(
-        10, ge=1, description="Events of one kind and reason shown in each interval; the rest are counted."
+        10,
+        ge=1,
+        description="Events of one kind and reason shown in each interval; the rest are counted. Of a library: one.",
     )
     interval_s: float = Field(10.0, gt=0, description="That interval, in seconds.")
 
@@ -73,8 +75,9 @@ def configure(spec: LogSpec, stream: TextIO | None = None, clock: Callable[[], f
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(spec.level.upper())
-    # The client repeats itself while a broker is away, and below INFO it prints what it authenticates with.
-    logging.getLogger("kafka").setLevel(max(logging.WARNING, root.level))
+    # Below INFO the client prints what it authenticates with; jax tells of accelerators that are not there.
+    for library in ("kafka", "jax"):
+        logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -132,8 +135,8 @@ class _Gate:
 class FloodGate(logging.Filter):
     """Lets `burst` events of one kind through in each interval, and says with the next how many it held back.
 
-    One kind is an event together with its reason; of a library, whose messages vary, one place that logs.
-    Errors always pass.
+    One kind is an event together with its reason; of a library, whose messages vary, one place that logs, and that
+    says the same again and again while a broker is away: one event of it in each interval. Our errors always pass.
     """
 
     def __init__(self, burst: int, interval_s: float, clock: Callable[[], float]) -> None:
@@ -143,13 +146,14 @@ class FloodGate(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the event is shown."""
-        if record.levelno >= logging.ERROR:
+        ours = isinstance(record.msg, dict) or record.name.startswith("forecaster.")
+        if ours and record.levelno >= logging.ERROR:
             return True
         gate = self._gate(_kind(record))
         if self._clock() - gate.opened_s >= self._interval_s:
             record.suppressed = gate.held
             gate.opened_s, gate.passed, gate.held = self._clock(), 0, 0
-        if gate.passed >= self._burst:
+        if gate.passed >= (self._burst if ours else 1):
             gate.held += 1
             return False
         gate.passed += 1

@@ -9,13 +9,15 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Thread
 
 import structlog
 
 from forecaster.config import Config, change, load
-from forecaster.errors import BrokerError, ConfigError
+from forecaster.errors import BrokerError, ConfigError, ForecasterError
 from forecaster.shell import log
 from forecaster.shell.http import Hooks, HttpServer
 from forecaster.shell.kafka.admin import Admin
@@ -26,6 +28,7 @@ from forecaster.shell.training import Training
 from forecaster.shell.watchdog import BrokerWatch, LoopWatch
 
 HOUSEKEEPING_S = 1.0
+CONNECT_LOOK_S = 0.1
 STALLED_S = 30.0  # a loop that has not turned for so long is not healthy
 _log = structlog.get_logger(__name__)
 
@@ -47,6 +50,8 @@ class Worker(ABC):
         self.training = training
         self.turned_s = now()
         self.starting = True
+        self.reached = False
+        """Whether a broker has answered and the topics are there."""
         self.systemd = Systemd()
         self._now = now
         self._started_s = now()
@@ -89,19 +94,26 @@ class Worker(ABC):
     # ------------------------------------------------------------------ from start to end
 
     def run(self) -> None:
-        """Start, turn until told to stop, end in order."""
-        with ExitStack() as stack:
-            stack.callback(self.drain)
-            if self.config.http.enabled:
-                hooks = Hooks(self.health, self.ready, self.status, self.training.request_retrain)
-                server = HttpServer(self.config.http, self.metrics.registry, hooks)
-                stack.callback(server.close)
-                server.start()
-            self.start()
-            self.starting = False
-            LoopWatch(lambda: self._turns, self.config.kafka.max_poll_interval_s + STALLED_S).start()
-            while not self.signals.stopping:
-                self.turn()
+        """Start, turn until told to stop, end in order. An error that ends it is the last event of the log."""
+        try:
+            with ExitStack() as stack:
+                stack.callback(self.drain)
+                self._run(stack)
+        except ForecasterError as error:
+            _log.error("failed", reason=type(error).__name__, error=str(error), exit_code=error.exit_code)
+            raise
+
+    def _run(self, stack: ExitStack) -> None:
+        if self.config.http.enabled:
+            hooks = Hooks(self.health, self.ready, self.status, self.training.request_retrain)
+            server = HttpServer(self.config.http, self.metrics.registry, hooks)
+            stack.callback(server.close)
+            server.start()
+        self.start()
+        self.starting = False
+        LoopWatch(lambda: self._turns, self.config.kafka.max_poll_interval_s + STALLED_S).start()
+        while not self.signals.stopping:
+            self.turn()
 
     def prepare_topics(self) -> None:
         """Create what is missing (where allowed); wait for a broker that is not there yet. Raises ConfigError."""
@@ -109,11 +121,13 @@ class Worker(ABC):
         while not self.signals.stopping:
             self.turned_s = self._now()
             try:
-                admin = Admin(config.kafka)
+                admin = self._admin()
             except BrokerError as error:
-                _log.warning("no_broker", error=str(error), mend="waiting for it")
+                _log.warning("no_broker", error=str(error), mend="waiting for it; is the address right?")
                 self._broker_watch.look(self._started_s)
                 continue
+            if admin is None:
+                return
             try:
                 if config.topics.create and (created := admin.create_missing(config.topics)):
                     _log.info("topics_created", topics=created)
@@ -121,7 +135,24 @@ class Worker(ABC):
                     raise ConfigError("\n".join(problems))
             finally:
                 admin.close()
+            self.reached = True
             return
+
+    def _admin(self) -> Admin | None:
+        """On a thread, so that nobody who says stop waits for a broker that is away: None then. Raises BrokerError."""
+        found: Future[Admin] = Future()
+
+        def connect() -> None:
+            try:
+                found.set_result(Admin(self.config.kafka))
+            except BaseException as error:
+                found.set_exception(error)
+
+        Thread(target=connect, name="connect", daemon=True).start()
+        while not self.signals.stopping:
+            if wait([found], CONNECT_LOOK_S).done:
+                return found.result()
+        return None
 
     def turned(self) -> None:
         """A turn is over: take signals, do what is done once a second, and say that the loop lives."""

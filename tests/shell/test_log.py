@@ -88,17 +88,21 @@ def test_a_flood_is_cut_for_each_reason_and_counted(stream: io.StringIO) -> None
 
 
 def test_a_library_in_a_loop_is_cut_by_the_place_it_logs_from(stream: io.StringIO) -> None:
-    configure(LogSpec(burst=2), stream, Clock())
-    for attempt in range(9):
-        logging.getLogger("kafka.client").warning("attempt %d failed", attempt)
-    assert len(events(stream)) == 2
+    clock = Clock()
+    configure(LogSpec(burst=2, interval_s=10), stream, clock)
+    for attempt in range(10):
+        clock.now_s = 10.0 if attempt == 9 else 0.0
+        logging.getLogger("kafka.client").error("attempt %d failed", attempt)
+    assert [event["event"] for event in events(stream)] == ["attempt 0 failed", "attempt 9 failed"]
+    assert events(stream)[-1]["suppressed"] == 8
 
 
-def test_errors_are_never_held_back(stream: io.StringIO) -> None:
+def test_our_errors_are_never_held_back(stream: io.StringIO) -> None:
     configure(LogSpec(burst=1), stream, Clock())
     for _ in range(5):
         structlog.get_logger().error("broken", reason="x")
-    assert len(events(stream)) == 5
+        logging.getLogger("forecaster.shell.kafka").error("broken, too")
+    assert len(events(stream)) == 10
 
 
 def test_levels_below_are_not_shown_and_console_is_readable(stream: io.StringIO) -> None:

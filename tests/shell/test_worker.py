@@ -1,0 +1,89 @@
+"""The start and the end of any worker: who says stop waits for no broker, and an error is the log's last event."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from structlog.testing import capture_logs
+
+from forecaster.config import Config
+from forecaster.errors import ConfigError
+from forecaster.shell import worker
+from forecaster.shell.metrics import Metrics
+from forecaster.shell.signals import Signals
+from forecaster.shell.training import Training
+from forecaster.shell.worker import Worker
+
+CONFIG = Config.model_validate({"http": {"enabled": False}})
+
+
+class Idle(Worker):
+    """A worker without work."""
+
+    drained = False
+
+    def __init__(self) -> None:
+        metrics, signals = Metrics(CONFIG.metrics, horizon=1, levels=(0.5,)), Signals()
+        super().__init__(CONFIG, None, signals, metrics, Training(CONFIG, metrics, signals))
+
+    def start(self) -> None:
+        self.prepare_topics()
+
+    def turn(self) -> None:
+        raise AssertionError("it was told to stop before")
+
+    def housekeeping(self) -> None: ...
+
+    def missing(self) -> list[str]:
+        return []
+
+    @property
+    def last_contact_s(self) -> float:
+        return 0.0
+
+    def about(self) -> dict[str, object]:
+        return {}
+
+    def drain(self) -> None:
+        self.drained = True
+
+
+class Broker:
+    """Stands in for the admin client: connecting takes as long as `wait` does."""
+
+    def __init__(self, wait: Callable[[], object], problems: list[str]) -> None:
+        self._wait, self._problems = wait, problems
+
+    def __call__(self, _: object) -> "Broker":
+        self._wait()
+        return self
+
+    def check(self, _: object) -> list[str]:
+        return self._problems
+
+    def close(self) -> None: ...
+
+
+def test_who_says_stop_does_not_wait_for_a_broker_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    idle, over = Idle(), threading.Event()
+
+    def told_meanwhile() -> None:
+        idle.signals.stopping = True
+        over.wait()
+
+    monkeypatch.setattr(worker, "Admin", Broker(told_meanwhile, []))
+    idle.run()
+    over.set()
+    assert idle.drained
+    assert not idle.reached
+
+
+def test_what_ends_it_is_the_last_event_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = Idle()
+    monkeypatch.setattr(worker, "Admin", Broker(lambda: None, ["topics.ticks = 'x': there is no such topic"]))
+    with capture_logs() as events, pytest.raises(ConfigError):
+        idle.run()
+    assert idle.drained
+    last = events[-1]
+    assert (last["event"], last["reason"], last["exit_code"]) == ("failed", "ConfigError", 2)
+    assert "topics.ticks = 'x'" in last["error"]
