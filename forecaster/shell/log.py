@@ -78,6 +78,8 @@ def configure(spec: LogSpec, stream: TextIO | None = None, clock: Callable[[], f
     # Below INFO the client prints what it authenticates with; jax tells of accelerators that are not there.
     for library in ("kafka", "jax"):
         logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
+    # Where a core is short, the client wonders at every step of its own that takes a tenth of a second.
+    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
