@@ -229,9 +229,12 @@ def _described(data: Path | None) -> tuple[str, Sequence[str]]:
 
 
 def _positive(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError("a number above 0 is needed")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number
 
 

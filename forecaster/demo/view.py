@@ -23,7 +23,12 @@ LABEL_WIDTH = 15  # what stands before a figure
 NUMBERS_WIDTH, MORE_FOR_EDGES = 98, 24  # columns that a table with curves needs for all but them
 BARS = "▁▂▃▄▅▆▇█"
 STATUS_STYLE = {"cold": "blue", "warming": "yellow", "ok": "green", "fallback": "red"}
-STATUS_MEANS = {"cold": "no network yet", "warming": "warming up", "ok": "network", "fallback": "without network"}
+STATUS_MEANS = {
+    "cold": "no network yet",
+    "warming": "warming up",
+    "ok": "network",
+    "fallback": "without network",
+}
 CLOSE = 0.02  # a skill this small is none
 _PLAIN = Console()  # wrapping asks for one
 

@@ -57,6 +57,7 @@ class Worker(ABC):
         self._started_s = now()
         self._housekeeping_s = float("-inf")
         self._said_ready = False
+        self._was_ready = False
         self._turns = 0
         self._broker_watch = BrokerWatch(config.kafka.give_up_s, now)
 
@@ -172,7 +173,8 @@ class Worker(ABC):
         self.systemd.alive()
 
     def _say_ready(self) -> None:
-        ready = not self.missing()
+        missing = self.missing()
+        ready = not missing
         self.metrics.ready.set(ready)
         if ready:
             self.metrics.state.state(State.RUNNING)
@@ -180,6 +182,11 @@ class Worker(ABC):
             self._said_ready = True
             self.systemd.ready()
             _log.info("ready", seconds=round(self._now() - self._started_s, 1), **self.about())
+        elif ready and not self._was_ready:
+            _log.info("ready_again")
+        elif self._was_ready and missing:
+            _log.warning("not_ready", missing=missing)
+        self._was_ready = ready
 
     # ------------------------------------------------------------------ signals
 

@@ -28,13 +28,20 @@ def demo(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("demo", [("--data", "/nowhere/ticks.csv")], indirect=True)
-def test_a_file_that_cannot_be_played_ends_it_with_the_reason(
-    demo: subprocess.Popen[str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("demo", "code", "reason"),
+    [
+        (("--data", "/nowhere/ticks.csv"), 3, "/nowhere/ticks.csv"),
+        (("--rate", "many"), 2, "'many' is not a number above 0"),
+    ],
+    indirect=["demo"],
+)
+def test_what_cannot_be_played_ends_it_with_the_reason(
+    demo: subprocess.Popen[str], code: int, reason: str, tmp_path: Path
 ) -> None:
     said, _ = demo.communicate()
-    assert demo.returncode == 3
-    assert "/nowhere/ticks.csv" in said
+    assert demo.returncode == code
+    assert reason in said
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
 

@@ -21,10 +21,14 @@ class Idle(Worker):
     """A worker without work."""
 
     drained = False
+    waits_for = ""
 
     def __init__(self) -> None:
         metrics, signals = Metrics(CONFIG.metrics, horizon=1, levels=(0.5,)), Signals()
-        super().__init__(CONFIG, None, signals, metrics, Training(CONFIG, metrics, signals))
+        self.clock_s = 0.0
+        super().__init__(
+            CONFIG, None, signals, metrics, Training(CONFIG, metrics, signals), lambda: self.clock_s
+        )
 
     def start(self) -> None:
         self.prepare_topics()
@@ -35,11 +39,11 @@ class Idle(Worker):
     def housekeeping(self) -> None: ...
 
     def missing(self) -> list[str]:
-        return []
+        return [self.waits_for] if self.waits_for else []
 
     @property
     def last_contact_s(self) -> float:
-        return 0.0
+        return self.clock_s
 
     def about(self) -> dict[str, object]:
         return {}
@@ -87,3 +91,14 @@ def test_what_ends_it_is_the_last_event_of_the_log(monkeypatch: pytest.MonkeyPat
     last = events[-1]
     assert (last["event"], last["reason"], last["exit_code"]) == ("failed", "ConfigError", 2)
     assert "topics.ticks = 'x'" in last["error"]
+
+
+def test_the_log_says_when_ticks_are_no_longer_answered_and_when_they_are_again() -> None:
+    idle = Idle()
+    with capture_logs() as events:
+        for waits_for in ("the group", "", "", "a broker", "a broker", ""):
+            idle.waits_for = waits_for
+            idle.clock_s += 1.0
+            idle.turned()
+    assert [event["event"] for event in events] == ["ready", "not_ready", "ready_again"]
+    assert events[1]["missing"] == ["a broker"]
