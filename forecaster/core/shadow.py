@@ -30,6 +30,7 @@ class Shadow:
         self._piece = min(MOST, fold.spec.horizon * max(1, self.series))  # steps, at most a block's
         self._fold, self._models = fold, (fold.serve(model), fold.serve(before))
         self._partitions = np.array([partition for partition, _ in sample], np.int32)
+        self._from = frozenset(partition for partition, _ in sample)
         self._names = np.array([series.name for _, series in sample], object)
         self._place = np.full(fold.spare.start, -1, np.int32)  # of a row in the sample
         self._place[rows] = np.arange(len(rows))
@@ -40,6 +41,11 @@ class Shadow:
         self._running: list[Part] = []
         self._begin()
         fold.watch = self._see
+
+    @property
+    def here(self) -> bool:
+        """Whether any partition with series of the sample is still here."""
+        return any(partition in self._fold.index.partitions for partition in self._from)
 
     def close(self) -> None:
         """Look at no more steps."""

@@ -42,6 +42,8 @@ class Verdict(StrEnum):
     LOST = "lost"
     SUPERSEDED = "superseded"
     """Another model came to serve meanwhile."""
+    LEFT = "left"
+    """The partitions of its series are another worker's now."""
 
 
 class Losses(NamedTuple):

@@ -34,14 +34,23 @@ class Trials:
         promoted = reason == Reason.BETTER and before.version and before.spec == model.spec
         if not (promoted and self._training.config.training.trial_horizons):
             return
-        self._shadow = Shadow(self._fold, model, before)
+        shadow = Shadow(self._fold, model, before)
+        if not shadow.here:  # no series here to try it on
+            shadow.close()
+            return
+        self._shadow = shadow
         self._model, self._before, self._trial = model.version, before.version, Trial()
         self._metrics.trial_began()
-        _log.info("trial_began", model=self._model, before=self._before, series=self._shadow.series)
+        _log.info("trial_began", model=self._model, before=self._before, series=shadow.series)
 
     def turn(self, *, idle: bool) -> None:
         """Go on with what has come; `idle`: this turn of the loop brought no ticks."""
-        block = self._shadow.turn(idle=idle) if self._shadow is not None else None
+        if self._shadow is None:
+            return
+        if not self._shadow.here:
+            self._end(Verdict.LEFT)
+            return
+        block = self._shadow.turn(idle=idle)
         if block is None:
             return
         spec = self._training.config.training

@@ -30,10 +30,11 @@ class Asked:
 
 
 class Case:
-    def __init__(self, **training: Any) -> None:
+    def __init__(self, series: int = 1, **training: Any) -> None:
         self.fold: Fold = make_fold(spare=ROWS)
         self.fold.swap(GOOD)
-        play(self.fold, walk("s", 20))
+        for partition in range(series):
+            play(self.fold, walk(f"s{partition}", 20), partition=partition)
         self.asked = Asked(**training)
         self.metrics = Metrics(horizon=SPEC.horizon, levels=SPEC.levels)
         self.trials = Trials(self.fold, self.metrics, cast("Training", self.asked))
@@ -115,3 +116,25 @@ def test_the_next_swap_ends_a_trial_and_may_begin_another() -> None:
     assert not case.asked.roll_backs, "the blocks of the one before do not count"
     case.swap(NEW, newer, "rollback")
     assert not case.runs
+
+
+def test_none_begins_where_there_is_no_series_to_try_it_on() -> None:
+    case = Case(series=0)
+    case.swap()
+    assert not case.runs
+    play(case.fold, walk("s", 20))
+    case.trials.turn(idle=True)
+    assert not case.runs
+
+
+def test_a_trial_ends_when_the_last_of_its_partitions_leaves() -> None:
+    case = Case(series=2)
+    case.swap()
+    for partition in range(2):
+        case.trials.turn(idle=True)
+        assert case.runs
+        case.fold.drop(partition)
+    case.trials.turn(idle=True)
+    assert not case.runs
+    assert case.ended("left") == 1
+    assert not case.asked.roll_backs
