@@ -105,21 +105,18 @@ class Assignment:
         if not self.waiting:
             return []
         if self._rebuild is None:
-            passed = self._source.passed
-            ends = {p: self._source.position(p) for p in self.waiting if p in passed}
-            known = {p: end for p, end in ends.items() if end is not None}
-            if len(known) == len(self.waiting):
+            if ends := self._next_ends():
                 self._began_s = self._now()
                 layout = snapshot.layout(self._fold)
                 self._rebuild = Rebuild(
                     self._spec,
                     self._topics,
-                    known,
+                    ends,
                     self._rebuild_ticks,
                     self._state.source,
                     layout,
                     self._fold.spec,
-                    {p: passed[p] for p in known},
+                    {p: self._source.passed[p] for p in ends},
                 )
             return []
         if self._rebuild.done:
@@ -135,6 +132,20 @@ class Assignment:
             case records:
                 return records
         return []
+
+    def _next_ends(self) -> dict[int, int]:
+        """What is rebuilt next, with where serving goes on; nothing while that is not known.
+
+        Partitions on which workers died come last and one by one, so that another death belongs to one of them.
+        """
+        ends = {p: self._source.position(p) for p in self.waiting if p in self._source.passed}
+        known = {p: end for p, end in ends.items() if end is not None}
+        if len(known) < len(self.waiting):
+            return {}
+        if together := {p: end for p, end in known.items() if p not in self._source.apart}:
+            return together
+        partition = min(known)
+        return {partition: known[partition]} if self._source.before_rebuilding(partition) else {}
 
     def _know(self, known: Known) -> None:
         """All pages of a partition are here; its log comes next."""

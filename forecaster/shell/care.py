@@ -3,7 +3,8 @@
 In come the notes that earlier owners left beside the committed offsets; out go records one at a time, each noted before
 it is handled, and its batch before that is decoded. After two deaths at one offset its partition is taken carefully for
 a while, and only what was itself being handled in three deaths is not tried again: a record is set aside, a batch
-passed over. A kill from outside meets the same one three times only by a chance that is as good as none.
+passed over, a log not read back. A kill from outside meets the same one three times only by a chance that is as good as
+none.
 """
 
 import uuid
@@ -33,7 +34,7 @@ class Care:
         self._notes: dict[int, Note] = {}
         self._until: dict[int, int] = {}  # partitions taken carefully: up to before this offset
         self._waiting: Record | None = None  # was read, and could not be begun with yet
-        source.before_decoding = self._decodes
+        source.before_decoding, source.before_rebuilding = self._decodes, self._rebuilds
 
     # -- partitions come and go
 
@@ -56,6 +57,9 @@ class Care:
     def _begin(self, partition: int, offset: int, note: Note, *, careful: bool) -> None:
         self.aside |= {(partition, gone) for gone in note.aside}
         self._source.passed[partition] = note.passed
+        if note.rebuilds >= GUILTY:
+            _log.error("log_kills", partition=partition, offset=offset, deaths=note.rebuilds)
+            self._source.passed[partition] = ((0, offset),)
         self._keep(partition, note)
         if careful:
             self._until[partition] = offset + self._window
@@ -89,8 +93,22 @@ class Care:
     def next(self, serving: Collection[int]) -> Record | None:
         """The record whose turn it is among these partitions, to be begun with, handled or set aside, and done."""
         for partition in self._until.keys() & serving:
-            self._waiting = self._waiting or self._source.poll_alone(partition)
+            if self._waiting is None and self._rebuilt(partition):
+                self._waiting = self._source.poll_alone(partition)
         return self._waiting
+
+    def _rebuilds(self, partition: int) -> bool:
+        """Note that the log before a partition is read back; False where the note could not be written."""
+        note = self._notes[partition]
+        note = msgspec.structs.replace(note, rebuilds=note.rebuilds + 1)
+        return self._write(partition, self._source.last_committed[partition], note)
+
+    def _rebuilt(self, partition: int) -> bool:
+        """Note that the log was read back without harm; False where the note could not be written."""
+        note, offset = self._notes[partition], self._source.last_committed.get(partition)
+        if not note.rebuilds or offset is None:  # without one it has just been lost
+            return True
+        return self._write(partition, offset, msgspec.structs.replace(note, rebuilds=0))
 
     def _decodes(self, partition: int, behind: int) -> bool:
         """Note that the batch that comes next is decoded; False where the note could not be written."""

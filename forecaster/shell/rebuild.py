@@ -66,7 +66,7 @@ class Rebuild:
         retries: int = 3,
     ) -> None:
         """Pages have to be of this source and layout; without one at most `most` records before an end are read, and
-        none of the batches that were `passed` over.
+        none of the batches that were `passed` over; nothing where these are all there is.
 
         Gives up after `retries` attempts in a row of `timeout_s` without any progress.
         """
@@ -131,8 +131,11 @@ class Rebuild:
             while saved.pages and self._put(Loaded(partition, saved.pages.pop())):
                 pass
             self._put(known)
-            self._next[partition] = max(begin, saved.start)
-            if saved.start < begin:
+            unread = any(
+                first <= saved.start < end <= behind for first, behind in self._passed.get(partition, ())
+            )
+            self._next[partition] = end if unread else max(begin, saved.start)
+            if unread or saved.start < begin:
                 self.short.add(partition)
 
     def _newest(self, log: Log, partition: int) -> dict[bytes, bytes]:

@@ -34,6 +34,7 @@ from forecaster.core.train import Failure, Progress, TrainSpec
 from forecaster.errors import DataError, ForecasterError
 from forecaster.shell.crash import Point, passing
 from forecaster.shell.kafka import KafkaSpec, Record
+from forecaster.shell.kafka.hazards import hazards
 from forecaster.shell.kafka.log import Log
 from forecaster.shell.models import Models, Refused
 from forecaster.shell.models.codec import MOST_BYTES, parse
@@ -248,16 +249,20 @@ class _Topics:
         self.offsets: dict[int, tuple[int, int]] = dict(job.offsets)
 
     def read(self, tick: TickSpec) -> Iterator[list[Record]]:
-        """The slices, up to the ends that are noted first."""
+        """The slices, up to the ends that are noted first, without what killed those who serve."""
         del tick
-        log = Log(self._spec)
+        log, ticks = Log(self._spec), self._job.ticks
         try:
             if not self.offsets:
-                partitions = log.partitions(self._job.ticks)
-                first = log.beginning_offsets(self._job.ticks, partitions)
-                ends = log.end_offsets(self._job.ticks, partitions)
+                partitions = log.partitions(ticks)
+                first = log.beginning_offsets(ticks, partitions)
+                ends = log.end_offsets(ticks, partitions)
                 self.offsets = newest(first, ends, self._job.history_ticks)
-            yield from log.read(self._job.ticks, self.offsets, self._job.read_s)
+            deadly = hazards(self._spec, ticks, self.offsets)
+            aside = {(partition, offset) for partition, known in deadly.items() for offset in known.offsets}
+            passed = {partition: known.batches for partition, known in deadly.items()}
+            for records in log.read(ticks, self.offsets, self._job.read_s, passed):
+                yield [r for r in records if (r.partition, r.offset) not in aside]
         finally:
             log.close()
 

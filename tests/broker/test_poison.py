@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 from kafka import KafkaProducer
 from kafka.record import default_records
@@ -16,12 +17,14 @@ from forecaster.core.tick import TickSpec, make_decoder
 from forecaster.errors import DataError
 from forecaster.shell.daemon import Daemon, make_delivery
 from forecaster.shell.dead_letters import Kept, read
+from forecaster.shell.kafka.log import Log
 from forecaster.shell.kafka.notes import Note, decode
 from forecaster.shell.kafka.source import Source
 from forecaster.shell.lifecycle import Lifecycle
 from forecaster.shell.metrics import Metrics
 from forecaster.shell.prediction import decode as decode_prediction
 from forecaster.shell.signals import Signals
+from forecaster.shell.trainer import Job, OnTopics, _Topics, job_for
 from forecaster.shell.training import Training
 from tests.broker.workers import fresh_topics, read_all, spec_for, until
 from tests.folds import SPEC, START_S, make_fold
@@ -30,6 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 DEADLY = b"of this they die"
 BOMB = b"of this they die while it is decoded"
+BROKEN = b"nobody dies of this, and nobody can decode it"
 Decoder = Callable[..., Any]
 
 
@@ -85,6 +89,7 @@ class Fleet:
 
     def kill(self, daemon: Daemon) -> None:
         """What the kernel does to the rest of it."""
+        BOMBED.clear()
         daemon.assignment.close()
         daemon.delivery.close(0.0)
         daemon.source.close(0.5)
@@ -107,20 +112,22 @@ class Fleet:
         found = read_all(self.config.kafka, self.config.topics.predictions)
         return {decode_prediction(record.value or b"").source.offset for record in found}
 
+    def read_to_train(self) -> set[int]:
+        """The offsets that a trainer reads."""
+        job = msgspec.json.decode(job_for(self.config, 1.0), type=Job)
+        assert isinstance(job.source, OnTopics)
+        return {record.offset for records in _Topics(job.source).read(TickSpec()) for record in records}
+
     def run_to_the_end(self, most: int = 12) -> Daemon:
         """Start workers until one has answered everything, and leaves in order."""
         for _ in range(most):
             daemon = self.worker()
 
-            def turn(daemon: Daemon = daemon) -> None:
-                daemon.turn()
-                if BOMBED.is_set():  # while it read the log back, on a thread of its own
-                    raise Died
-
             try:
-                until(lambda d=daemon: d.source.last_committed.get(0) == self._sent, turn)
+                until(
+                    lambda d=daemon: d.source.last_committed.get(0) == self._sent, daemon.turn, die_of_bombs
+                )
             except Died:
-                BOMBED.clear()
                 self.kill(daemon)
                 continue
             daemon.signals.stopping = True
@@ -142,6 +149,7 @@ def test_a_record_that_kills_is_set_aside_and_everything_else_is_answered(fleet:
     assert (kept.reason, kept.offset, kept.value) == ("poison", 7, DEADLY)
     assert fleet.answered() == set(range(20)) - {7}
     assert fleet.committed() == (20, Note(aside=(7,)))
+    assert fleet.read_to_train() == set(range(20)) - {7}
 
     died = fleet.deaths  # who comes next reads all of it back, and passes over what kills
     fleet.send(None)
@@ -150,6 +158,12 @@ def test_a_record_that_kills_is_set_aside_and_everything_else_is_answered(fleet:
 
 
 BOMBED = threading.Event()
+
+
+def die_of_bombs() -> None:
+    """Those that went off while the log was read back, on a thread of its own."""
+    if BOMBED.is_set():
+        raise Died
 
 
 @pytest.fixture
@@ -177,6 +191,7 @@ def test_a_batch_that_kills_who_decodes_it_is_passed_over(fleet: Fleet, bombs: N
     assert fleet.letters() == []
     assert fleet.answered() == set(range(16)) - {7, 8, 9}
     assert fleet.committed() == (16, Note(passed=((7, 10),)))
+    assert fleet.read_to_train() == set(range(16)) - {7, 8, 9}
 
     died = fleet.deaths  # who comes next reads the log back, and decodes nothing of it
     fleet.send(None)
@@ -184,6 +199,43 @@ def test_a_batch_that_kills_who_decodes_it_is_passed_over(fleet: Fleet, bombs: N
     assert fleet.deaths == died
     assert fleet.answered() == set(range(17)) - {7, 8, 9}
     assert len(heir.fold.index) == 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_kills_who_reads_the_log_back_is_not_read_back_for_good(kafka: str, bombs: None) -> None:
+    fleet = Fleet(kafka, "at_least_once", start="latest")
+    fleet.send(None, None, *[BOMB] * 3)
+    worker = fleet.worker()  # begins behind it; so no earlier worker has found out
+    with pytest.raises(Died):
+        until(lambda: False, worker.turn, die_of_bombs)
+    fleet.kill(worker)
+    fleet.send(*[None] * 5)
+    survivor = fleet.run_to_the_end()
+    assert 4 <= fleet.deaths <= 6
+    assert survivor.metrics.rebuild_shortfalls._value.get() == 1
+    assert fleet.answered() == set(range(5, 10))
+
+
+def test_what_cannot_be_decoded_is_found_to_its_end_without_what_kills_behind_it(
+    kafka: str, bombs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = Fleet(kafka, "at_least_once")
+    for values in ([None] * 2, [BROKEN] * 3, [BOMB] * 2, [None] * 2):
+        fleet.send(*values)
+    inflate = default_records.gzip_decode
+
+    def broken(data: Any) -> bytes:
+        inflated = inflate(data)
+        if BROKEN in inflated:
+            raise ValueError("no client can decode this")
+        return inflated
+
+    monkeypatch.setattr(default_records, "gzip_decode", broken)
+    log, topic = Log(fleet.config.kafka), fleet.config.topics.ticks
+    read = [r.offset for some in log.read(topic, {0: (0, 9)}, 60.0, {0: [(5, 7)]}) for r in some]
+    log.close()
+    assert read == [0, 1, 7, 8]
+    assert not BOMBED.is_set()
 
 
 def test_who_is_to_stop_at_what_is_unreadable_stops_at_a_batch_that_kills(kafka: str, bombs: None) -> None:

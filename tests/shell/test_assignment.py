@@ -26,10 +26,17 @@ class FakeSource:
     def __init__(self) -> None:
         self.positions: dict[int, int | None] = {}
         self.reading: set[int] = set()
+        self.apart: set[int] = set()
+        self.noted: list[int] = []
+        self.answers = True
         self.passed: dict[int, Sequence[tuple[int, int]]] = dict.fromkeys(range(9), ())
 
     def position(self, partition: int) -> int | None:
         return self.positions.get(partition)
+
+    def before_rebuilding(self, partition: int) -> bool:
+        self.noted += [partition] * self.answers
+        return self.answers
 
     def pause(self, partitions: Collection[int]) -> None:
         self.reading -= set(partitions)
@@ -196,3 +203,19 @@ def test_closing_ends_the_reading_back(world: World) -> None:
     world.ours.rebuild()
     world.ours.close()
     assert FakeRebuild.made[0].cancelled
+
+
+def test_partitions_on_which_workers_died_are_rebuilt_one_by_one_and_noted(world: World) -> None:
+    world.source.apart, world.source.answers = {0, 2}, False
+    world.assign(0, 1, 2)
+    for rebuilt in ({1}, {0}, {2}):
+        world.ours.rebuild()
+        if rebuilt != {1} and not world.source.answers:
+            assert len(FakeRebuild.made) == 1, "without a note it is not begun"
+            world.source.answers = True
+            world.ours.rebuild()
+        assert FakeRebuild.made[-1].partitions == rebuilt
+        FakeRebuild.made[-1].done = True
+        world.ours.rebuild()
+    assert world.source.noted == [0, 2]
+    assert world.ours.rebuilt

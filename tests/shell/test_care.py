@@ -30,6 +30,7 @@ class FakeSource:
         self.apart: set[int] = set()
         self.passed: dict[int, Sequence[Span]] = {}
         self.before_decoding: Callable[[int, int], bool] = lambda _, __: True
+        self.before_rebuilding: Callable[[int], bool] = lambda _: True
         self.assigned = frozenset({0})
         self.notes: dict[int, Notes] = {}
         self.last_committed: dict[int, int] = {}
@@ -186,6 +187,33 @@ def test_kills_while_nothing_is_decoded_pass_nothing_over() -> None:
             assert worker.care.begins(record)
             group.metadata = encode(msgspec.structs.replace(decode(group.metadata), tries=0))
     assert Worker(group, "last").source.passed == {0: ()}
+
+
+def test_a_log_that_kills_who_reads_it_back_is_not_read_back() -> None:
+    group = Group()
+    group.offset = 8
+    for n in range(5):
+        worker = Worker(group, f"w{n}")
+        assert worker.source.passed == {0: ()}, "it dies while it reads back"
+        assert 0 not in worker.source.apart or worker.source.before_rebuilding(0)
+    survivor = Worker(group, "survivor")
+    assert survivor.source.passed == {0: ((0, 8),)}
+    survivor.work()
+    survivor.leave()
+    assert decode(group.metadata) == Note()
+    assert Worker(group, "heir").source.passed == {0: ()}
+
+
+def test_deaths_after_it_was_read_back_let_the_log_be_read_back_again() -> None:
+    group = Group()
+    group.offset = 8
+    for n in range(50):
+        worker = Worker(group, f"w{n}")
+        assert worker.source.passed == {0: ()}
+        assert worker.source.before_rebuilding(0)
+        worker.source.position = group.records  # waits for ticks
+        assert worker.care.next({0}) is None
+    assert decode(group.metadata).rebuilds == 0
 
 
 def test_who_comes_later_passes_over_what_was_set_aside() -> None:

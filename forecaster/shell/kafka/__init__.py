@@ -10,6 +10,7 @@ Here only what costs nothing to import; the rest by its file:
     listener     the rebalance callbacks
     joining      two mends for joins that outlive a poll
     notes        what stands beside a committed offset: who was at work, what killed
+    hazards      what these notes warn of, for who reads the ticks without being a member
     policy       where to read when nothing usable is committed
     progress     which partitions are silent
     batches      a look at each batch before it is decoded

@@ -207,7 +207,7 @@ class _Reader:
         self._spec = spec
         self._consumer: KafkaConsumer | None = None
         self._left_out: set[TopicPartition] = set()
-        self._gaps = Gaps(lambda partition, offset: next_readable(spec, partition, offset))
+        self._gaps = Gaps(lambda partition, offset: next_readable(spec, partition, offset, spares))
 
     def poll(self, timeout_s: float) -> list[Record]:
         consumer = self._consumer

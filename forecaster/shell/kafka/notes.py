@@ -4,6 +4,8 @@ The note travels in the metadata of the offset's commit (4,096 bytes at most), s
 needs no topic of its own. A worker that leaves in order takes its name off; where a name stands, its bearer died there.
 """
 
+from typing import NamedTuple
+
 import msgspec
 
 MOST_ASIDE = 100  # offsets remembered: the newest
@@ -30,6 +32,29 @@ class Note(msgspec.Struct, frozen=True, omit_defaults=True):
     """Offsets before this one whose records killed: a replay passes over them, too."""
     passed: tuple[Span, ...] = ()
     """Batches before this offset that killed who decoded them: likewise."""
+    rebuilds: int = 0
+    """How many have begun to read the log back up to this offset, after deaths here, and have not come to its end."""
+
+
+class Deadly(NamedTuple):
+    """What of a partition kills who decodes it."""
+
+    offsets: frozenset[int]  # of records
+    batches: tuple[Span, ...]
+
+
+def deadly(note: Note, offset: int) -> Deadly:
+    """What the note beside this offset warns of: what has killed, and what is just being tried.
+
+    >>> deadly(Note(fetches=1, behind=9, aside=(2,), passed=((3, 5),)), 7)
+    Deadly(offsets=frozenset({2}), batches=((3, 5), (7, 9)))
+    """
+    offsets, batches = set(note.aside), list(note.passed)
+    if note.tries:
+        offsets.add(offset)
+    if note.fetches:
+        batches.append((offset, note.behind))
+    return Deadly(frozenset(offsets), tuple(batches))
 
 
 _decode = msgspec.json.Decoder(Note).decode

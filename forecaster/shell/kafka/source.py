@@ -78,8 +78,8 @@ class Source:
     possible. `notes` go with the commits of each partition; `last_committed` are the offsets of those that are ours.
 
     Partitions that are `apart` are read by `poll_alone`; of each of their batches `before_decoding(partition, behind)`
-    is told where it ends, and says whether it may be decoded now. `passed` are batches that a replay may not decode,
-    by partition, once that is known.
+    is told where it ends, and says whether it may be decoded now; `before_rebuilding(partition)` whether its log may be
+    read back. `passed` are batches that a replay may not decode, by partition, once that is known.
     """
 
     def __init__(self, spec: KafkaSpec, topic: str, now: Callable[[], float] = time.monotonic) -> None:
@@ -94,6 +94,7 @@ class Source:
         self.before_revoke: Callable[[frozenset[int]], Mapping[int, int]] = lambda _: {}
         self.apart: set[int] = set()
         self.before_decoding: Callable[[int, int], bool] = lambda _, __: True
+        self.before_rebuilding: Callable[[int], bool] = lambda _: True
         self.passed: dict[int, Sequence[Span]] = {}
         self._alone: int | None = None  # the partition that is being read alone
         self._now = now

@@ -12,6 +12,7 @@ from typing import TypeVar
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import CorruptRecordError, KafkaError, KafkaTimeoutError, UnsupportedCodecError
 
+from forecaster.shell.kafka.batches import Look, look_first
 from forecaster.shell.kafka.client import connect, reader_settings
 from forecaster.shell.kafka.spec import KafkaSpec
 
@@ -60,23 +61,29 @@ def culprit(consumer: KafkaConsumer, error: BaseException) -> tuple[TopicPartiti
     return (broken.topic_partition, broken.next_fetch_offset) if broken is not None else None
 
 
-def next_readable(spec: KafkaSpec, partition: TopicPartition, offset: int) -> int:
-    """The first offset after an unreadable one from which a client can read; the end of the log if there is none."""
+def next_readable(
+    spec: KafkaSpec, partition: TopicPartition, offset: int, spares: Look = lambda _, __: False
+) -> int:
+    """The first offset after an unreadable one from which a client can read; the end of the log if there is none.
+
+    What `spares` says of a batch is followed here, too: one that may kill is as good as read.
+    """
     end = _ask(spec, lambda consumer: int(consumer.end_offsets([partition])[partition]))
     bad, good, step = offset, offset + 1, 1
-    while good < end and not _readable(spec, partition, good):
+    while good < end and not _readable(spec, partition, good, spares):
         bad, step = good, step * 2
         good = offset + step
     good = min(good, end)
     while good - bad > 1:
         middle = (bad + good) // 2
-        bad, good = (bad, middle) if _readable(spec, partition, middle) else (middle, good)
+        bad, good = (bad, middle) if _readable(spec, partition, middle, spares) else (middle, good)
     log.error("%s/%d: offsets %d to %d cannot be read; passing over them", *partition, offset, good - 1)
     return good
 
 
-def _readable(spec: KafkaSpec, partition: TopicPartition, offset: int) -> bool:
+def _readable(spec: KafkaSpec, partition: TopicPartition, offset: int, spares: Look) -> bool:
     def probe(consumer: KafkaConsumer) -> bool:
+        look_first(consumer, spares)
         consumer.assign([partition])
         consumer.seek(partition, offset)
         try:
