@@ -418,17 +418,18 @@ def foretell(
     share = experts.weights(blend, awake)
     mixed = experts.mix(jnp.where(awake, points, 0.0), network, blend, share, levels)
     ends = tuple(end / percept.scale for end in percept.limits)
-    quantiles = _half(bounds.stop(calibrate.correct(mixed, offset, median), ends))
+    quantiles = jnp.clip(calibrate.correct(mixed, offset, median), -HALF_LIMIT, HALF_LIMIT)
+    quantiles = bounds.stop(quantiles, ends)
     status = jnp.where(serving.trained, jnp.where(warm, jnp.where(finite, OK, FALLBACK), WARMING), COLD)
 
     changes = changes._replace(
-        waiting=_first(jnp.concatenate([jnp.swapaxes(curves, 0, 1), quantiles], axis=1)),
+        waiting=_first(jnp.concatenate([jnp.swapaxes(curves, 0, 1), _half(quantiles)], axis=1)),
         blend=_first(jnp.stack(blend)),
         carry=carry,
         offset=_first(offset),
     )
-    # What is published is what waits: rounded to half precision relative to the last value.
-    published = _first(bounds.stop(quantiles.astype(jnp.float32) * percept.scale, percept.limits))
+    # Published as they are: rounded as what waits, repeats of an answer could differ by a step of half precision.
+    published = _first(bounds.stop(quantiles * percept.scale, percept.limits))
     return changes, Forecasts(published, percept.scale, status.astype(jnp.int32), anomaly), scores
 
 
