@@ -175,9 +175,12 @@ def shapes(spec: ModelSpec) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def untrained(spec: ModelSpec) -> Model:
-    """A model that says nothing: what serves until the first one is trained (version "")."""
+    """A model that says nothing: what serves until the first one is trained (version "").
+
+    It brings the usual seasons, so that the simple experts know them by then.
+    """
     params = {name: jnp.zeros(p.shape, jnp.float32) for name, p in shapes(spec).items()}
-    return Model(spec, params, jnp.zeros(features.SEASONS, jnp.int32), Card())
+    return Model(spec, params, jnp.asarray(features.COMMON_PERIODS, jnp.int32), Card())
 
 
 def initial_carry(spec: ModelSpec, batch: int) -> Float[Array, "batch unit"]:
