@@ -18,10 +18,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from forecaster.core import bounds, calibrate, covariates, experts, features, model, score, table
+from forecaster.core import bounds, calibrate, covariates, experts, features, grain, model, score, table
 from forecaster.core.bounds import Bounds
 from forecaster.core.experts import Blend, Linear
 from forecaster.core.features import Running, Season, Sight
+from forecaster.core.grain import Grain
 from forecaster.core.model import ModelSpec, Params
 from forecaster.core.score import Scores
 from forecaster.core.table import Layout, Rows
@@ -78,7 +79,11 @@ def layout(spec: ModelSpec) -> Layout:
         carry=spec.carry_size,
         horizon=spec.horizon,
         levels=len(spec.levels),
-        running=features.RUNNING + 2 + bounds.STATE + covariates.STATE * len(spec.covariates),
+        running=features.RUNNING
+        + _TREND
+        + bounds.STATE
+        + grain.STATE
+        + covariates.STATE * len(spec.covariates),
         lines=experts.LINES,
         curves=experts.CURVES,
         experts=experts.COUNT,
@@ -152,20 +157,24 @@ class _Memory(NamedTuple):
     level: Array  # and slope of the trend
     slope: Array
     bounds: Bounds
+    grain: Grain
     covariates: Float[Array, "batch packed"]
+
+
+_TREND = 2  # level and slope
 
 
 def _pack(memory: _Memory) -> Array:
     trend = jnp.stack([memory.level, memory.slope], axis=1)
-    edges = jnp.stack(memory.bounds, axis=1)
-    return jnp.concatenate([features.pack(memory.running), trend, edges, memory.covariates], axis=1)
+    more = jnp.stack([*memory.bounds, *memory.grain], axis=1)
+    return jnp.concatenate([features.pack(memory.running), trend, more, memory.covariates], axis=1)
 
 
 def _unpack(packed: Array) -> _Memory:
-    own = features.RUNNING
-    level, slope, *edges = packed[:, own : own + 2 + bounds.STATE].T
-    rest = packed[:, own + 2 + bounds.STATE :]
-    return _Memory(features.unpack(packed[:, :own]), level, slope, Bounds(*edges), rest)
+    own, ends = features.RUNNING, features.RUNNING + _TREND + bounds.STATE
+    level, slope, *edges = packed[:, own:ends].T
+    step, rest = packed[:, ends : ends + grain.STATE].T, packed[:, ends + grain.STATE :]
+    return _Memory(features.unpack(packed[:, :own]), level, slope, Bounds(*edges), Grain(*step), rest)
 
 
 # --------------------------------------------------------------------------- before the network
@@ -188,6 +197,7 @@ class Percept(NamedTuple):
     live: Bool[Array, "horizon batch"]  # whether those forecasts were published
     stopped: tuple[Float[Array, "horizon batch"], ...]  # how low and how high they could go, in scales
     limits: tuple[Float[Array, " batch"], ...]  # the same of those made now, in units of the value
+    grain: Grain  # of those made now
 
 
 def perceive(
@@ -203,7 +213,7 @@ def perceive(
         return table.whole(column, idx)
 
     count, base, value = read(rows.count), read(rows.base), steps.value
-    running, holt_level, holt_slope, edges, known = _unpack(read(rows.running))
+    running, holt_level, holt_slope, edges, step, known = _unpack(read(rows.running))
 
     # what waited for this value
     settled = (count >= jnp.arange(1, horizon + 1)[:, None]) & steps.valid
@@ -224,6 +234,7 @@ def perceive(
         rows.value, idx, count, jnp.broadcast_to(jnp.arange(features.LEAD, 0, -1), (batch, features.LEAD))
     )
     past = jnp.where((count > 0)[:, None], past, value[:, None])
+    step = grain.observe(step, value - past[:, -1], count)
     one_period_ago = jnp.broadcast_to(periods, (batch, features.SEASONS))
     lagged = table.lagged(rows.value, idx, count, one_period_ago)
     running = features.observe(running, count, value, steps.dt_s, past, lagged, periods)
@@ -289,6 +300,7 @@ def perceive(
         live=settled & (live > 0),
         stopped=tuple((end - had) / jnp.where(settled, scaled, 1.0) for end in stopped),
         limits=tuple(end - value for end in bounds.limits(edges)),
+        grain=step,
     )
     trace = jnp.stack([jnp.log(scale), jnp.log(steps.dt_s + 1e-6), steps.week], axis=1)
     silent = curves_now(percept, jnp.full((horizon, batch), jnp.nan))
@@ -297,7 +309,7 @@ def perceive(
         base=base,
         value=value,
         trace=jnp.concatenate([trace, signals], axis=1),
-        running=_pack(_Memory(running, holt_level, holt_slope, edges, known)),
+        running=_pack(_Memory(running, holt_level, holt_slope, edges, step, known)),
         origin=jnp.stack([value, scale, steps.live.astype(jnp.float32), *percept.lines], axis=1),
         waiting=jnp.concatenate([silent.T, waited[..., experts.CURVES :]], axis=2),
         regressors=x_linear,
@@ -418,8 +430,8 @@ def foretell(
     share = experts.weights(blend, awake)
     mixed = experts.mix(jnp.where(awake, points, 0.0), network, blend, share, levels)
     ends = tuple(end / percept.scale for end in percept.limits)
-    quantiles = jnp.clip(calibrate.correct(mixed, offset, median), -HALF_LIMIT, HALF_LIMIT)
-    quantiles = bounds.stop(quantiles, ends)
+    corrected = jnp.clip(calibrate.correct(mixed, offset, median), -HALF_LIMIT, HALF_LIMIT)
+    quantiles = bounds.stop(grain.keep_to(corrected, percept.grain, percept.scale), ends)
     status = jnp.where(serving.trained, jnp.where(warm, jnp.where(finite, OK, FALLBACK), WARMING), COLD)
 
     changes = changes._replace(
