@@ -95,6 +95,14 @@ class Model(NamedTuple):
     params: Params
     periods: Array  # int32 (features.SEASONS,), steps; 0: none
     card: Card
+    judged: Params | None = (
+        None  # as they were judged, before they were taught what was held out; None: these
+    )
+
+    @property
+    def as_judged(self) -> "Model":
+        """The network that knows nothing of the hold-out that it was judged on: what comparisons are made with."""
+        return self if self.judged is None else self._replace(params=self.judged, judged=None)
 
     @property
     def version(self) -> str:

@@ -28,6 +28,7 @@ from forecaster.core.train import (
     fits,
     holdout_loss,
     last_value_loss,
+    refresh,
 )
 
 STILL_SHARE = 0.1  # of the loss on the newest part: where less is at stake, little is forgotten
@@ -138,12 +139,11 @@ def retrain(
     spans: Sequence[Span] = (),
     progress: Watch = carry_on,
 ) -> Retrained | Failure:
-    """Fit a candidate to the history and judge it: a pure function of its arguments.
+    """Fit a candidate to the history and judge it; one that is to serve is taught the hold-out too. A pure function.
 
     `serving` None, or a model without a version: nothing serves yet. The spans are neither trained nor judged on.
     """
-    if serving is not None and not serving.version:
-        serving = None
+    serving = serving.as_judged if serving is not None and serving.version else None
     periods = find_periods(history, spec)
     comparable = serving is not None and _comparable(serving, shape)
     if serving is not None and comparable:
@@ -172,7 +172,8 @@ def retrain(
     decision = decide(
         losses, promote or PromoteSpec.model_validate({}), replaces=serving is not None and not comparable
     )
-    return Retrained(fitted.model, decision, fitted, origins)
+    model = refresh(fitted.model, examples, spec, progress) if decision.promote else fitted.model
+    return Retrained(model, decision, fitted, origins)
 
 
 def _comparable(serving: Model, shape: ModelSpec) -> bool:

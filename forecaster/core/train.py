@@ -54,6 +54,11 @@ class TrainSpec(HistorySpec):
     )
     evaluate_every: int = Field(25, ge=1, description="Steps from one look at the hold-out to the next.")
     patience: int = Field(6, ge=1, description="Looks without gain after which the fit ends.")
+    refresh_steps: int = Field(
+        200,
+        ge=0,
+        description="Most gradient steps on everything, what was held out too, before a network serves.",
+    )
     seed: int = Field(0, ge=0, description="Seed of weights, windows and dropout.")
 
 
@@ -127,6 +132,35 @@ def fit(
     return Fit(best, course.step, course.losses, course.skipped)
 
 
+def refresh(fitted: Model, examples: Examples, spec: TrainSpec, progress: Watch = carry_on) -> Model:
+    """The network after more steps on everything, the newest part that has judged it included.
+
+    As many as its fit took, up to `refresh_steps`: where little can be learned, few steps are too many. What it was
+    goes along as `judged`. A network that these steps make worse where it is taught is left as it was.
+    """
+    shape, start, steps = fitted.spec, _flat(fitted.params), min(spec.refresh_steps, fitted.card.steps_taken)
+    everything = examples._replace(role=np.where(examples.role == Role.NONE, Role.NONE, Role.TRAIN))
+    pool, windows = _pool(examples), holdout_windows(examples, spec)
+    look = partial(_loss, pool=pool, windows=windows, examples=examples, spec=spec, shape=shape)
+    walk = partial(
+        _train,
+        pool=pool._replace(role=_pool(everything).role),
+        draw=_draw(everything, spec),
+        schedule=_Schedule(jnp.float32(spec.learning_rate), jnp.float32(steps)),
+        spec=spec,
+        shape=shape,
+    )
+    state, before = _at(start, spec), look(start)
+    for taken in range(0, steps, spec.evaluate_every):
+        state, loss = walk(state, jnp.int32(taken))
+        at = taken + spec.evaluate_every
+        if not progress(Progress(at, steps, float(loss), before, before)):
+            break
+    if not look(state.average) < before:  # NaN, too
+        return fitted
+    return fitted._replace(params=_params(state.average, shape), judged=fitted.params)
+
+
 class _Course(NamedTuple):
     """Where a descent was best."""
 
@@ -145,7 +179,7 @@ def _descend(
     progress: Watch,
 ) -> _Course | Failure:
     """Walk on until the steps are taken, the patience is at its end, or whoever watches says so."""
-    state = _State(start, start, _optimiser(spec).init(start), jax.random.key(spec.seed))
+    state = _at(start, spec)
     best, best_step, gained_step, taken = start, 0, 0, 0
     losses = [look(start)]
     while taken < steps and np.isfinite(losses[-1]):
@@ -314,6 +348,10 @@ class _Schedule(NamedTuple):
 
     peak: Array
     steps: Array
+
+
+def _at(start: Array, spec: TrainSpec) -> _State:
+    return _State(start, start, _optimiser(spec).init(start), jax.random.key(spec.seed))
 
 
 def _layout(shape: ModelSpec) -> dict[str, tuple[int, ...]]:

@@ -128,6 +128,20 @@ def test_the_serving_model_is_judged_on_the_same_origins() -> None:
 
 
 @pytest.mark.slow
+def test_what_has_seen_the_holdout_is_not_judged_on_it() -> None:
+    """What serves was taught what was held out; compared is what it was before."""
+    model = first().model
+    assert model.judged is not None
+    assert any(
+        (np.asarray(model.params[name]) != np.asarray(model.judged[name])).any() for name in model.params
+    )
+    ruined = serving(model)._replace(params={name: 0 * param for name, param in model.params.items()})
+    again = retrain(sines(), TRAIN, SHAPE, SPEC, ruined)
+    assert isinstance(again, Retrained)
+    assert again.decision.losses.serving == pytest.approx(first().decision.losses.candidate, rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_model_of_other_seasons_is_judged_with_its_own() -> None:
     """Its loss changes with its periods, so they are what its inputs are made of."""
     blind = serving(first().model)._replace(periods=jnp.zeros(6, jnp.int32))

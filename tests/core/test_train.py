@@ -22,6 +22,7 @@ from forecaster.core.train import (
     holdout_loss,
     holdout_windows,
     last_value_loss,
+    refresh,
 )
 
 SHAPE = ModelSpec(hidden=8, horizon=2, levels=(0.1, 0.5, 0.9), warm_up=4, context_length=16, dropout=0.0)
@@ -65,7 +66,7 @@ def fitted(examples: Examples, spec: TrainSpec = SPEC, parent: Model | None = No
 
 @cache
 def good_model() -> Model:
-    return fitted(made_up()).model._replace(card=Card(version="v1"))
+    return fitted(made_up()).model._replace(card=Card(version="v1", steps_taken=200))
 
 
 def any_model(seed: int = 0) -> Model:
@@ -267,3 +268,47 @@ def test_histories_of_about_the_same_size_share_a_program() -> None:
     programs = train._train._cache_size()
     fitted(made_up(steps=210, seed=3))
     assert train._train._cache_size() == programs
+
+
+# --- what is taught once a network has been judged ---
+
+
+def test_what_was_held_out_is_learned_before_a_network_serves() -> None:
+    """In the hold-out of these examples the sign is the other way round, which nothing before it tells."""
+    examples = made_up(sign=-1.0)
+    before = good_model()
+    after = refresh(before, examples, SPEC)
+    assert holdout_loss(after, examples, SPEC) < 0.9 * holdout_loss(before, examples, SPEC)
+    assert after.as_judged.params is before.params
+    assert holdout_loss(after.as_judged, examples, SPEC) == holdout_loss(before, examples, SPEC)
+
+
+def test_a_network_that_gets_worse_by_it_or_is_given_no_steps_is_left_as_it_was() -> None:
+    examples = made_up()
+    wild = SPEC.model_copy(update={"learning_rate": 0.99})
+    assert refresh(good_model(), examples, wild, lambda at: at.step < 100) is good_model()
+    assert refresh(good_model(), examples, SPEC.model_copy(update={"refresh_steps": 0})) is good_model()
+
+
+def test_whoever_watches_ends_a_refresh_too() -> None:
+    seen: list[Progress] = []
+
+    def once(at: Progress) -> bool:
+        seen.append(at)
+        return False
+
+    refresh(good_model(), made_up(sign=-1.0), SPEC, once)
+    assert [(at.step, at.steps) for at in seen] == [(SPEC.evaluate_every, 200)]
+
+
+@pytest.mark.parametrize(("taken", "most", "steps"), [(75, 200, 75), (400, 200, 200), (0, 200, 0)])
+def test_a_network_is_taught_for_no_longer_than_its_fit_took(taken: int, most: int, steps: int) -> None:
+    seen: list[int] = []
+
+    def count(at: Progress) -> bool:
+        seen.append(at.step)
+        return True
+
+    young = good_model()._replace(card=Card(steps_taken=taken))
+    refresh(young, made_up(), SPEC.model_copy(update={"refresh_steps": most}), count)
+    assert seen == list(range(SPEC.evaluate_every, steps + 1, SPEC.evaluate_every))

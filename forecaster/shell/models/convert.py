@@ -12,11 +12,13 @@ from forecaster.shell.models.codec import Refusal, Refused, Stored, store
 
 _PERIODS = "periods"
 _PARAMS = "params."
+_JUDGED = "judged."
 
 
 def to_stored(model: Model) -> Stored:
     """A model as it is kept."""
     tensors = {_PARAMS + name: np.asarray(param) for name, param in model.params.items()}
+    tensors |= {_JUDGED + name: np.asarray(param) for name, param in (model.judged or {}).items()}
     tensors[_PERIODS] = np.asarray(model.periods)
     return store(
         model.version, tensors, model.spec.model_dump(mode="json"), model.card.model_dump(mode="json")
@@ -32,12 +34,15 @@ def from_stored(stored: Stored) -> Model | Refused:
         where = ".".join(str(part) for part in first["loc"])
         return Refused(stored.version, Refusal.UNUSABLE, f"{where}: {first['msg']}")
     tensors = stored.tensors()
-    params = {name.removeprefix(_PARAMS): t for name, t in tensors.items() if name.startswith(_PARAMS)}
+    params, judged = (
+        {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        for prefix in (_PARAMS, _JUDGED)
+    )
     wanted = {name: param.shape for name, param in shapes(spec).items()}
-    found = {name: param.shape for name, param in params.items()}
-    if found != wanted or _PERIODS not in tensors:
+    found = [{name: param.shape for name, param in some.items()} for some in (params, judged)]
+    if found not in ([wanted, {}], [wanted, wanted]) or _PERIODS not in tensors:
         return Refused(
             stored.version, Refusal.UNUSABLE, "its weights are not of the shapes that its spec asks for"
         )
-    weights = jax.device_put(params)  # which compiles nothing; jnp.asarray does, for each new shape
-    return Model(spec, weights, jax.device_put(tensors[_PERIODS]), card)
+    put = jax.device_put  # which compiles nothing; jnp.asarray does, for each new shape
+    return Model(spec, put(params), put(tensors[_PERIODS]), card, put(judged) if judged else None)
