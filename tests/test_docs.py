@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -117,3 +118,18 @@ def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
         node = document
         for part in reference.removeprefix("#/").split("/"):
             node = node[part]
+
+
+@pytest.mark.parametrize("layer", ["core", "shell"])
+def test_the_readme_lists_every_module(layer: str) -> None:
+    """In the core in an order in which each imports only those above it."""
+    there = {p.stem for p in (ROOT / "forecaster" / layer).iterdir() if not p.name.startswith("__")}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    begin = readme.index(f"\n`forecaster/{layer}/`")
+    listed = re.findall(r"`(\w+)(?:\.py|/)`", readme[begin : readme.index("\n\n`", begin + 1)])
+    assert sorted(listed) == sorted(there)
+    if layer == "core":
+        for place, name in enumerate(listed):
+            text = (ROOT / "forecaster" / layer / f"{name}.py").read_text(encoding="utf-8")
+            used = {n for n in listed if re.search(rf"forecaster\.core(\.{n}\b| import .*\b{n}\b)", text)}
+            assert used <= set(listed[: place + 1]), name
