@@ -170,7 +170,7 @@ OVERVIEW = [
                 "Predictions",
                 "cps",
                 "Acknowledged predictions a second, by status.",
-                "nearly all ok; cold and warming while series are new; fallback 0.",
+                "nearly all ok; cold before the first model, warming while series are new; fallback 0.",
                 {"{{status}}": rate("forecaster_predictions_total", "status")},
                 stacked=True,
             ),
