@@ -149,8 +149,10 @@ class Daemon(Worker):
         self.assignment.apply(self._heard(self.source.changes()))
         self.care.begin()
         self.restore(self.assignment.rebuild())
-        skips = self.skips.decide(records)
+        skips, resets = self.skips.decide(records), self.delivery.resets
         for part in self.state.parts(records):
+            if self.delivery.resets > resets:
+                break  # what comes before this part was taken back: all will be read again
             self.answer(part, polled_s, skips)
             skips = {}
         self.answer_carefully()

@@ -541,3 +541,22 @@ def test_a_model_that_is_gone_is_counted_and_what_serves_takes_its_place(broker:
     assert second.fold.version(0) == "v2"
     second.come_to(900)
     assert broker.predictions[-1].model == "v2"
+
+
+def test_what_lies_behind_a_part_that_was_taken_back_is_not_answered(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its offset, committed, would pass over what was taken back."""
+    worker = Worker(broker, config())
+    worker.until(lambda: worker.ready)
+    daemon, answered = worker.daemon, list[int]()
+
+    def answer(part: Sequence[Record], *_: object) -> None:
+        answered.extend(record.offset for record in part)
+        daemon.delivery.resets += 1
+        daemon.source.rewind("in doubt")
+
+    monkeypatch.setattr(daemon, "answer", answer)
+    monkeypatch.setattr(daemon.state, "parts", lambda records: ([record] for record in records))
+    worker.until(lambda: bool(answered))
+    assert answered == [0]
