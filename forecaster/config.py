@@ -231,6 +231,8 @@ def _mend(error: dict[str, Any], section: str, key: str) -> str:
     if kind == "literal_error":
         expected = error["ctx"]["expected"]
         return f"should be {expected}" + _suggestion(str(error["input"]), expected.split("'")[1::2])
+    if kind == "string_pattern_mismatch":
+        return "should be 1 to 249 letters, digits and any of . _ -, as names in Kafka are"
     return message.removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
 
 

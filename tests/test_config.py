@@ -83,16 +83,22 @@ def test_every_problem_is_listed_with_key_value_and_mend(tmp_path: Path) -> None
         horizon = 0
         [kafka]
         horizon = 3
+        [topics]
+        ticks = "my ticks"
         """,
     )
     head, *lines = problems(path, {"FORECASTER_HTTP__PORT": "many"})
-    assert head == f"{path}: 6 problems"
+    assert head == f"{path}: 7 problems"
     assert {line.strip() for line in lines} == {
         "[modle]: there is no such section; did you mean model?",
         "model.hiden: there is no such key; did you mean model.hidden?",
         "model.cell = 'grru': should be 'gru', 'lstm' or 'rnn'; did you mean gru?",
         "model.horizon = 0: should be greater than or equal to 1",
         "kafka.horizon: there is no such key; did you mean model.horizon?",
+        (
+            "topics.ticks = 'my ticks': should be 1 to 249 letters, digits and any of . _ -, as names in Kafka"
+            " are"
+        ),
         (
             "http.port = 'many' (from FORECASTER_HTTP__PORT): should be a valid integer, unable to parse"
             " string as an integer"

@@ -48,11 +48,6 @@ class Assignment:
         self._held = False
 
     @property
-    def rebuilt(self) -> bool:
-        """Whether every partition of ours is served."""
-        return not self.waiting
-
-    @property
     def rebuilding(self) -> bool:
         """Whether the log is being read back right now."""
         return self._rebuild is not None

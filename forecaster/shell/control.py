@@ -155,8 +155,6 @@ class Inbox:
         """Requests to be carried out that nobody has answered, oldest first."""
         self.spans: list[Request] = []
         """Annotations, oldest first: facts, which nobody answers."""
-        self.malformed = 0
-        """Records that were no message of ours."""
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._taken: OrderedDict[str, None] = OrderedDict()
 
@@ -173,7 +171,6 @@ class Inbox:
                     self.open.pop(answer.id, None)
                     fresh.append(answer)
                 case None:
-                    self.malformed += 1
                     _log.warning("control_record_refused", offset=record.offset, reason=why_refused(record))
                 case _:
                     pass

@@ -106,7 +106,7 @@ def record(partition: int) -> Record:
 def test_a_new_partition_is_read_only_once_it_is_rebuilt(world: World) -> None:
     assert not world.ours.ever
     world.assign(0, 1)
-    assert (world.ours.ever, world.ours.waiting, world.ours.rebuilt) == (True, {0, 1}, False)
+    assert (world.ours.ever, world.ours.waiting) == (True, {0, 1})
     assert world.ours.rebuild() == []
     (rebuild,) = FakeRebuild.made
     assert (rebuild.ends, rebuild.most) == ({0: 100, 1: 100}, 500)
@@ -218,4 +218,4 @@ def test_partitions_on_which_workers_died_are_rebuilt_one_by_one_and_noted(world
         FakeRebuild.made[-1].done = True
         world.ours.rebuild()
     assert world.source.noted == [0, 2]
-    assert world.ours.rebuilt
+    assert not world.ours.waiting

@@ -14,6 +14,7 @@ from kafka.errors import (
     KafkaTimeoutError,
     ProducerFencedError,
     SaslAuthenticationFailedError,
+    TopicAuthorizationFailedError,
 )
 from pydantic import ValidationError
 
@@ -26,6 +27,7 @@ from forecaster.shell.kafka.client import (
     fatal,
     member_settings,
     reader_settings,
+    told,
     writer_settings,
 )
 from forecaster.shell.kafka.progress import Progress
@@ -193,3 +195,17 @@ def test_a_second_stall_is_waited_for_longer() -> None:
     assert progress.suspects({0}) == []
     clock[0] = 130.0
     assert progress.suspects({0}) == [0]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (KafkaTimeoutError(), "KafkaTimeoutError"),
+        (KafkaTimeoutError("no answer"), "KafkaTimeoutError: no answer"),
+        (TopicAuthorizationFailedError("t"), "[Error 29] TopicAuthorizationFailedError: t"),
+        (ValueError("v"), "ValueError: v"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_an_error_is_told_with_its_name_once(error: Exception, text: str) -> None:
+    assert told(error) == text

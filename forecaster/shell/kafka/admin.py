@@ -11,7 +11,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from forecaster.errors import BrokerError
-from forecaster.shell.kafka.client import admin_settings, connect, fatal
+from forecaster.shell.kafka.client import admin_settings, connect, fatal, told
 from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
 
 
@@ -83,7 +83,7 @@ class Admin:
             return
 
     def _ours(self, error: KafkaError) -> Exception:
-        text = f"no answer from {self._spec.bootstrap_servers}: {type(error).__name__}: {error}"
+        text = f"no answer from {self._spec.bootstrap_servers}: {told(error)}"
         return fatal(error) or BrokerError(text)
 
 

@@ -164,9 +164,17 @@ def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
     sender.join(5.0)
 
 
+def told(error: BaseException) -> str:
+    """An error with its name in front, once: the library's own say theirs themselves."""
+    name, text = type(error).__name__, str(error)
+    if name in text:
+        return text
+    return f"{name}: {text}" if text else name
+
+
 def fatal(error: BaseException) -> ForecasterError | None:
     """Our error, if a retry cannot help: refused credentials or rights, a taken identity, wrong settings."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = told(error)
     if isinstance(error, FencedInstanceIdError | ProducerFencedError):
         return FencedError(
             f"another instance uses this one's identity (instance_id or transactional_id): {text}"

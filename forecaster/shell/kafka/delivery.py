@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from forecaster.errors import BrokerError
 from forecaster.shell.crash import Point, passing
-from forecaster.shell.kafka.client import fatal
+from forecaster.shell.kafka.client import fatal, told
 from forecaster.shell.kafka.sink import Headers, Sink
 from forecaster.shell.kafka.source import Source
 from forecaster.shell.kafka.spec import KafkaSpec
@@ -233,9 +233,7 @@ class AtLeastOnce:
         ours = fatal(error)
         self._fruitless += 1
         if ours is not None or self._fruitless > _MOST_RESETS:
-            raise ours or BrokerError(
-                f"messages cannot be delivered: {type(error).__name__}: {error}"
-            ) from error
+            raise ours or BrokerError(f"messages cannot be delivered: {told(error)}") from error
         self.resets += 1
         self._sink.close(timeout_s=0.0)
         self._sink = self._make_sink(self._source.spec)

@@ -9,7 +9,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from forecaster.errors import BrokerError
-from forecaster.shell.kafka.client import connect, fatal, reader_settings
+from forecaster.shell.kafka.client import connect, fatal, reader_settings, told
 from forecaster.shell.kafka.notes import Deadly, deadly, decode
 from forecaster.shell.kafka.spec import KafkaSpec
 
@@ -32,6 +32,6 @@ def hazards(spec: KafkaSpec, topic: str, partitions: Collection[int]) -> dict[in
         finally:
             consumer.close(autocommit=False, timeout_ms=1_000)
     except KafkaError as error:
-        text = f"group {spec.group_id!r} does not say where it is: {type(error).__name__}: {error}"
+        text = f"group {spec.group_id!r} does not say where it is: {told(error)}"
         raise fatal(error) or BrokerError(text) from error
     return found

@@ -18,7 +18,7 @@ from kafka.errors import KafkaError
 
 from forecaster.errors import BrokerError
 from forecaster.shell.kafka.batches import Look, look_first
-from forecaster.shell.kafka.client import connect, fatal, reader_settings
+from forecaster.shell.kafka.client import connect, fatal, reader_settings, told
 from forecaster.shell.kafka.notes import Span
 from forecaster.shell.kafka.record import Record
 from forecaster.shell.kafka.source import to_records
@@ -116,9 +116,7 @@ class Log:
         except KafkaError as error:
             self.close()
             servers = self._spec.bootstrap_servers
-            raise fatal(error) or BrokerError(
-                f"no answer from {servers}: {type(error).__name__}: {error}"
-            ) from error
+            raise fatal(error) or BrokerError(f"no answer from {servers}: {told(error)}") from error
 
 
 class Follower:
@@ -224,7 +222,7 @@ class _Reader:
             if (ours := fatal(error)) is not None:
                 raise ours from error
             self.last_error = error
-            log.warning("rebuilding a reader after %s: %s", type(error).__name__, error)
+            log.warning("rebuilding a reader after %s", told(error))
             if place is not None:
                 self._pass_over(*place)
             time.sleep(min(timeout_s, _SLICE_S))
@@ -275,9 +273,7 @@ def _too_late(reader: _Reader, wanted: Mapping[TopicPartition, tuple[int, int]],
     where = ", ".join(
         f"{p.topic}/{p.partition} at {reader.positions[p]} of {end}" for p, (_, end) in wanted.items()
     )
-    why = (
-        f"; last error: {type(reader.last_error).__name__}: {reader.last_error}" if reader.last_error else ""
-    )
+    why = f"; last error: {told(reader.last_error)}" if reader.last_error else ""
     return f"the log could not be read in {timeout_s:g} s: {where}{why}"
 
 

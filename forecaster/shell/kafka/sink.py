@@ -17,7 +17,7 @@ from kafka.errors import KafkaError
 
 from forecaster.errors import BrokerError
 from forecaster.shell.crash import Point, passing
-from forecaster.shell.kafka.client import Settings, close_producer, connect, fatal, writer_settings
+from forecaster.shell.kafka.client import Settings, close_producer, connect, fatal, told, writer_settings
 from forecaster.shell.kafka.spec import KafkaSpec
 
 log = logging.getLogger(__name__)
@@ -196,4 +196,4 @@ class Sink:
     def _fail(self, error: Exception) -> None:
         if self.failure is None:
             self.failure = error
-            log.error("a message could not be delivered: %s: %s", type(error).__name__, error)
+            log.error("a message could not be delivered: %s", told(error))

@@ -27,7 +27,7 @@ from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 from forecaster.errors import DataError, ForecasterError
 from forecaster.shell.kafka import joining, policy
 from forecaster.shell.kafka.batches import look_first
-from forecaster.shell.kafka.client import connect, fatal, member_settings
+from forecaster.shell.kafka.client import connect, fatal, member_settings, told
 from forecaster.shell.kafka.listener import Listener
 from forecaster.shell.kafka.notes import Span
 from forecaster.shell.kafka.parked import free_line
@@ -411,7 +411,7 @@ class Source:
             log.warning("cannot join through %s: %s", self.spec.bootstrap_servers, error)
         else:
             self.rebuilds["error"] += 1
-            log.warning("rebuilding the consumer after %s: %s", type(error).__name__, error)
+            log.warning("rebuilding the consumer after %s", told(error))
         self._abandon()
 
     def _abandon(self) -> None:

@@ -13,6 +13,8 @@ from forecaster.core.spec import Spec
 
 Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 
+NAME = r"^[A-Za-z0-9._-]{1,249}$"  # what Kafka takes for one
+
 
 class KafkaSpec(Spec):
     """The connection, the group, the delivery promise, and the limits that keep the heap bounded."""
@@ -28,7 +30,7 @@ class KafkaSpec(Spec):
     )
     instance_id: str | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9._-]{1,249}$",
+        pattern=NAME,
         description="static membership: stable and unique for each worker, so that a restart within "
         "session_timeout_s moves no partition",
     )
@@ -213,14 +215,14 @@ class KafkaSpec(Spec):
 class TopicsSpec(Spec):
     """Names of the topics, and how those that are missing are made."""
 
-    ticks: str = Field("ticks", min_length=1, description="input: ticks")
-    predictions: str = Field("predictions", min_length=1, description="output: predictions")
+    ticks: str = Field("ticks", pattern=NAME, description="input: ticks")
+    predictions: str = Field("predictions", pattern=NAME, description="output: predictions")
     dead_letters: str = Field(
-        "ticks.dead-letters", min_length=1, description="output: what could not be used, and why"
+        "ticks.dead-letters", pattern=NAME, description="output: what could not be used, and why"
     )
-    control: str = Field("forecaster.control", min_length=1, description="requests and their outcomes")
-    models: str = Field("forecaster.models", min_length=1, description="models (compacted)")
-    state: str = Field("forecaster.state", min_length=1, description="pages and events (compacted)")
+    control: str = Field("forecaster.control", pattern=NAME, description="requests and their outcomes")
+    models: str = Field("forecaster.models", pattern=NAME, description="models (compacted)")
+    state: str = Field("forecaster.state", pattern=NAME, description="pages and events (compacted)")
     create: bool = Field(False, description="create the topics that are missing")
     create_partitions: int = Field(
         4, ge=1, le=10_000, description="partitions of created ticks and predictions topics"

@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 from kafka.errors import InvalidProducerEpochError, KafkaError, ProducerFencedError
 
 from forecaster.errors import BrokerError, FencedError
-from forecaster.shell.kafka.client import fatal
+from forecaster.shell.kafka.client import fatal, told
 from forecaster.shell.kafka.sink import Headers, Sink
 from forecaster.shell.kafka.spec import KafkaSpec
 from forecaster.shell.kafka.transaction import Doubt, cause_of, transactional_settings, wait_for
@@ -79,5 +79,5 @@ class Together:
                 f"another writer with transactional id {self._identity!r} has begun: leave it to that one"
             )
         known = fatal(cause)
-        text = f"a transaction did not come about: {type(cause).__name__}: {cause}"
+        text = f"a transaction did not come about: {told(cause)}"
         return known if isinstance(known, BrokerError) else BrokerError(text)

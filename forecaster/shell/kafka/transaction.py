@@ -18,7 +18,7 @@ from kafka.structs import ConsumerGroupMetadata, MemberState
 
 from forecaster.errors import BrokerError, FencedError, ForecasterError
 from forecaster.shell.crash import Point, passing
-from forecaster.shell.kafka.client import fatal
+from forecaster.shell.kafka.client import fatal, told
 from forecaster.shell.kafka.delivery import Batch, Settled
 from forecaster.shell.kafka.sink import Headers, Sink
 from forecaster.shell.kafka.source import Source
@@ -196,7 +196,7 @@ class ExactlyOnce:
         if (ours := self._final(cause, open_s)) is not None:
             self._retry_at_s = float("inf")  # a new producer would end the work of who took over
             raise ours from error
-        log.warning("transaction in doubt: %s: %s", type(cause).__name__, cause)
+        log.warning("transaction in doubt: %s", told(cause))
         self.resets += 1
         self._doubted = True
         self._ready()
@@ -209,7 +209,7 @@ class ExactlyOnce:
             identity = self._source.spec.stable_transactional_id
             return FencedError(f"another worker took over transactional id {identity!r}; give each its own")
         if self._fruitless > _MOST_RESETS:
-            return BrokerError(f"transactions do not work: {type(cause).__name__}: {cause}")
+            return BrokerError(f"transactions do not work: {told(cause)}")
         return fatal(cause)
 
 
