@@ -15,7 +15,7 @@ from forecaster.core.trial import Losses
 
 SAMPLE = 128  # series: what one call of the widest program takes
 ROWS = 2 * SAMPLE  # spare ones that the fold has to have
-MOST = 256  # steps in one turn: ticks wait for them
+MOST = 128  # steps in one turn: ticks wait for them
 
 
 class Shadow:

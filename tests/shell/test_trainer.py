@@ -144,7 +144,7 @@ def test_the_job_of_a_configuration_holds_each_stage_s_part_and_can_be_read_back
     job = msgspec.json.decode(job_for(config, 12.0, [Span("a", 1.0, 2.0)]), type=Job)
     assert isinstance(job.source, OnTopics)
     assert (job.source.history_ticks, job.source.keep, job.fit_s) == (1234, 3, 12.0)
-    assert (job.train["steps"], job.promote) == (7, {"margin_ratio": 0.5})
+    assert (job.train["steps"], job.promote) == (7, {"margin_ratio": 0.5, "forget_ratio": 0.3})
     assert job.spans == [("a", 1.0, 2.0)]
     assert KafkaSpec.model_validate(job.source.kafka) == config.kafka
     assert ModelSpec.model_validate(job.model) == config.network
