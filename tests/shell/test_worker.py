@@ -17,6 +17,12 @@ from forecaster.shell.worker import Worker
 CONFIG = Config.model_validate({"http": {"enabled": False}})
 
 
+@pytest.fixture(autouse=True)
+def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watch over a loop lives as long as its process, which is the tests' here: minutes later it would end them."""
+    monkeypatch.setattr(worker.LoopWatch, "start", lambda _: None)
+
+
 class Idle(Worker):
     """A worker without work."""
 
