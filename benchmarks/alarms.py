@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.report import machine
-from benchmarks.simulated import KINDS, SERIES, STEP_S
+from benchmarks.simulated import KINDS, SERIES, STEP_S, asked
 from benchmarks.trials import DEFAULT, START_S, TRAINED, named, trained
 from forecaster.config import Config
 from forecaster.core import trial
@@ -156,11 +156,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.alarms", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; default: four")
     parser.add_argument("--sets", type=int, default=10, help="data sets of each kind, two trials on each")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.kinds) - set(KINDS):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    arguments = asked(parser, DEFAULT)
     config = Config()
     print(", ".join(f"{name} {text}" for name, text in machine().items()), end="\n\n")
     print(
@@ -173,7 +170,7 @@ def main() -> int:
     programs = Fold(config.network, SeriesSpec(max_series=SERIES), config.grid, spare=ROWS).programs(
         config.network
     )
-    for kind in arguments.kinds or DEFAULT:
+    for kind in arguments.kinds:
         for row in alarms(kind, arguments.sets, config, programs):
             print(row, flush=True)
     return 0

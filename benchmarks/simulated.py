@@ -8,7 +8,7 @@ import argparse
 import csv
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -124,21 +124,33 @@ def study(kind: str, seed: int, folder: Path, tell: Tell) -> Study:
     return evaluate(path, Config(), WARM_UP, folder, tell)
 
 
+def asked(parser: argparse.ArgumentParser, default: Sequence[str]) -> argparse.Namespace:
+    """What was asked for on the command line, kinds of series first; ends the program where one is unknown."""
+    parser.add_argument(
+        "kinds",
+        nargs="*",
+        default=list(default),
+        metavar="KIND",
+        help=f"of {', '.join(KINDS)}; default: {', '.join(default)}",
+    )
+    arguments = parser.parse_args()
+    if unknown := set(arguments.kinds) - set(KINDS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    return arguments
+
+
 def main() -> int:
     """Run all kinds, or those that were named, and print a table; the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.simulated", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; default: all")
     parser.add_argument("--seeds", type=int, default=1, help="data sets of each kind")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.kinds) - set(KINDS):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    arguments = asked(parser, tuple(KINDS))
     console = Console(stderr=True)
     print(
         "| series | seed | relative sQL | 80 % | 60 % | retrains kept |\n| --- | ---: | ---: | ---: | ---: | ---: |"
     )
-    for kind in arguments.kinds or KINDS:
+    for kind in arguments.kinds:
         for seed in range(arguments.seeds):
             with tempfile.TemporaryDirectory() as folder, Watch(console, kind) as watch:
                 judged = study(kind, seed, Path(folder), watch)

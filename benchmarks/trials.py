@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.report import machine
-from benchmarks.simulated import KINDS, SERIES, STEP_S, STEPS
+from benchmarks.simulated import KINDS, SERIES, STEP_S, STEPS, asked
 from forecaster.config import Config
 from forecaster.core import trial
 from forecaster.core.fold import Fold
@@ -103,8 +103,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.trials", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; default: four")
-    kinds = parser.parse_args().kinds or DEFAULT
+    kinds = asked(parser, DEFAULT).kinds
     config = Config()
     print(", ".join(f"{name} {text}" for name, text in machine().items()), end="\n\n")
     print("| series | promoted | verdict | blocks | loss by then |\n| --- | --- | --- | ---: | ---: |")

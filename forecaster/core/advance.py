@@ -10,6 +10,7 @@ false. The row is the first axis of the table and of the changes; within a step 
 short otherwise (experts, steps ahead, levels): vector instructions work along the last axis.
 """
 
+from itertools import accumulate
 from typing import NamedTuple
 
 import jax
@@ -79,11 +80,7 @@ def layout(spec: ModelSpec) -> Layout:
         carry=spec.carry_size,
         horizon=spec.horizon,
         levels=len(spec.levels),
-        running=features.RUNNING
-        + _TREND
-        + bounds.STATE
-        + grain.STATE
-        + covariates.STATE * len(spec.covariates),
+        running=sum(_WIDTHS) + covariates.STATE * len(spec.covariates),
         lines=experts.LINES,
         curves=experts.CURVES,
         experts=experts.COUNT,
@@ -161,7 +158,7 @@ class _Memory(NamedTuple):
     covariates: Float[Array, "batch packed"]
 
 
-_TREND = 2  # level and slope
+_WIDTHS = features.RUNNING, 2, bounds.STATE, grain.STATE  # in that column, in front of the covariates
 
 
 def _pack(memory: _Memory) -> Array:
@@ -171,10 +168,9 @@ def _pack(memory: _Memory) -> Array:
 
 
 def _unpack(packed: Array) -> _Memory:
-    own, ends = features.RUNNING, features.RUNNING + _TREND + bounds.STATE
-    level, slope, *edges = packed[:, own:ends].T
-    step, rest = packed[:, ends : ends + grain.STATE].T, packed[:, ends + grain.STATE :]
-    return _Memory(features.unpack(packed[:, :own]), level, slope, Bounds(*edges), Grain(*step), rest)
+    running, trend, edges, step, rest = jnp.split(packed, list(accumulate(_WIDTHS)), axis=1)
+    level, slope = trend.T
+    return _Memory(features.unpack(running), level, slope, Bounds(*edges.T), Grain(*step.T), rest)
 
 
 # --------------------------------------------------------------------------- before the network

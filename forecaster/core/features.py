@@ -17,15 +17,9 @@ from jax import Array
 from jaxtyping import Float, Int
 
 SEASONS = 6  # candidate season lengths that each series ranks
-COMMON_PERIODS = (
-    24,
-    168,
-    7,
-    12,
-    96,
-    288,
-)  # steps, the candidates while no model brings its own: hours of a day and of
-# a week, days of a week, months of a year, quarters of an hour of a day, five minutes of a day
+# The candidates while no model brings its own, in steps: hours of a day and of a week, days of a week, months of a
+# year, quarters of an hour and five minutes of a day.
+COMMON_PERIODS = (24, 168, 7, 12, 96, 288)
 MEMORY = 512  # values kept a series
 MAX_PERIOD = 480  # steps; a longer season reaches the network through the calendar only
 CYCLES = 4  # past cycles of the best season that are averaged

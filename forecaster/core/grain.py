@@ -28,10 +28,7 @@ DOUBTED = 0.15  # mean distance from which another grain is tried
 LOOSE, FIRM = 0.1, 0.03  # mean distances: from here on the grain draws nothing, up to there all it can
 LEFT = 0.05  # share of the distance that is left: more than half precision takes away
 STEEP = 0.05  # grains to both sides of the middle between two multiples, where the draw changes sides
-FINE, COARSE = (
-    0.05,
-    0.1,
-)  # scales: a finer grain loses nothing worth drawing for, from here on it is drawn fully
+FINE, COARSE = 0.05, 0.1  # scales: no draw to a grain up to here, as it is worth nothing; all from there on
 
 
 class Grain(NamedTuple):

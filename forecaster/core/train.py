@@ -139,12 +139,12 @@ def refresh(fitted: Model, examples: Examples, spec: TrainSpec, progress: Watch 
     goes along as `judged`. A network that these steps make worse where it is taught is left as it was.
     """
     shape, start, steps = fitted.spec, _flat(fitted.params), min(spec.refresh_steps, fitted.card.steps_taken)
-    everything = examples._replace(role=np.where(examples.role == Role.NONE, Role.NONE, Role.TRAIN))
+    everything = examples._replace(role=_taught(examples.role))
     pool, windows = _pool(examples), holdout_windows(examples, spec)
     look = partial(_loss, pool=pool, windows=windows, examples=examples, spec=spec, shape=shape)
     walk = partial(
         _train,
-        pool=pool._replace(role=_pool(everything).role),
+        pool=pool._replace(role=jnp.asarray(_taught(np.asarray(pool.role)))),
         draw=_draw(everything, spec),
         schedule=_Schedule(jnp.float32(spec.learning_rate), jnp.float32(steps)),
         spec=spec,
@@ -159,6 +159,11 @@ def refresh(fitted: Model, examples: Examples, spec: TrainSpec, progress: Watch 
     if not look(state.average) < before:  # NaN, too
         return fitted
     return fitted._replace(params=_params(state.average, shape), judged=fitted.params)
+
+
+def _taught(role: np.ndarray) -> np.ndarray:
+    """Roles with which everything that has one trains."""
+    return np.where(role == Role.NONE, Role.NONE, Role.TRAIN).astype(role.dtype)
 
 
 class _Course(NamedTuple):
