@@ -262,7 +262,6 @@ def perceive(
         scale[:, None],
         steps.dt_s[:, None],
         steps.week[:, None],
-        running.age_s[:, None],
         ago[:, None, :2],
         base,
         running,
@@ -502,14 +501,12 @@ def rewarm(spec: ModelSpec, serving: Serving, rows: Rows, idx: Int[Array, " batc
     period = season.period[:, None]
     trace = ring(rows.trace, time)
     dts = jnp.exp(trace[..., 1])
-    later = jnp.flip(jnp.cumsum(jnp.flip(dts, 1), 1), 1) - dts  # seconds from each step to the newest
     one_ago, next_ago = ring(rows.value, time, period), ring(rows.value, time, jnp.maximum(period - 1, 0))
     own = features.recurrent_inputs(
         ring(rows.value, time + features.LEAD),
         jnp.exp(trace[..., 0]),
         dts,
         trace[..., 2],
-        running.age_s[:, None] - later,
         jnp.stack([one_ago, next_ago], axis=-1),
         table.whole(rows.base, idx),
         running,

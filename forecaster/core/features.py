@@ -25,7 +25,6 @@ MAX_PERIOD = 480  # steps; a longer season reaches the network through the calen
 CYCLES = 4  # past cycles of the best season that are averaged
 WAKE = (1, 2, 3, 4, 6, 8, 12, 16)  # steps over which the latest change is held against that of a season ago
 HARMONICS = (2, 3)  # of day and week that the direct inputs hold; the recurrent ones have the first
-OVERTONE_CYCLES = 8.0  # days, or weeks, after which they do: what was seen twice is learned by heart
 LEAD = 64  # steps before the first one that the recurrent inputs look back on
 LAGS = 16  # values before the origin that the direct inputs hold one by one
 WINDOWS = (4, 16, 64)  # steps of the moving means among the recurrent inputs, all at most LEAD
@@ -44,6 +43,7 @@ DAY_S = 86400.0
 KNEE = 8.0  # scales up to which `squash` is nearly linear
 
 RECURRENT = 17  # number of recurrent inputs
+CALENDAR_AT = 6  # of these, where day and week begin
 HABITS, ERRORS = 7, 6  # direct inputs that tell of changes so far, and of the linear expert's errors
 
 
@@ -55,7 +55,6 @@ class Running(NamedTuple):
     fast: Array  # the same over a few steps
     level: Array  # long-run mean of the value
     spread: Array  # long-run mean absolute distance from the level
-    age_s: Array  # event time since the first step
     dt_s: Array  # usual time between steps
     naive: Array  # mean absolute change over NAIVE_STEPS: what a season has to beat
     far: Array  # mean absolute change over LAGS
@@ -67,7 +66,7 @@ class Running(NamedTuple):
     )
 
 
-SCALARS = 11
+SCALARS = 10
 RUNNING = SCALARS + len(MEANS) + SEASONS  # floats of a packed `Running`
 
 
@@ -93,7 +92,7 @@ def newborn(scale: Float[Array, " batch"]) -> Running:
     """Statistics of series that have seen nothing yet; `scale` is what other series lend them."""
     zero = jnp.zeros_like(scale)
     means, seasons = (jnp.zeros((*scale.shape, n), scale.dtype) for n in (len(MEANS), SEASONS))
-    return Running(scale, scale, scale, zero, zero, zero, zero, zero, zero, zero, zero, means, seasons)
+    return Running(scale, scale, scale, zero, zero, zero, zero, zero, zero, zero, means, seasons)
 
 
 def observe(
@@ -135,7 +134,6 @@ def observe(
         fast=scale(running.fast, FAST_MEMORY),
         level=level,
         spread=toward(running.spread, jnp.abs(value - level), LEVEL_MEMORY),
-        age_s=running.age_s + dt_s,
         dt_s=toward(running.dt_s, dt_s, 2 * SCALE_MEMORY, 0.0),
         naive=toward(running.naive, jnp.abs(value - past[:, -NAIVE_STEPS]), SEASON_MEMORY, 0.0),
         far=toward(running.far, jnp.abs(value - past[:, -LAGS]), SEASON_MEMORY, 0.0),
@@ -225,7 +223,6 @@ def recurrent_inputs(
     scales: Float[Array, "batch time"],
     dts_s: Float[Array, "batch time"],
     weeks: Float[Array, "batch time"],
-    ages_s: Float[Array, "batch time"],
     seasonal: Float[Array, "batch time 2"],
     base: Float[Array, " batch"],
     running: Running,
@@ -260,7 +257,7 @@ def recurrent_inputs(
     level, spread = running.level[:, None], jnp.maximum(running.spread, 1e-30)[:, None]
     usual = jnp.maximum(running.dt_s, 1e-6)[:, None]
     trust = season.trust[:, None]
-    day, week = calendar(weeks, ages_s, running.dt_s[:, None])
+    day, week = calendar(weeks, running.dt_s[:, None])
     zero = jnp.zeros_like(now)
     return jnp.stack(
         [
@@ -282,11 +279,10 @@ def recurrent_inputs(
     )
 
 
-def calendar(weeks: Array, ages_s: Array, dt_s: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Sine and cosine of the time of day and of the week; 0 until two cycles were seen, or where steps are too long."""
+def calendar(weeks: Array, dt_s: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Sine and cosine of the time of day and of the week; 0 where steps are too long to know it."""
     day, week = 2 * jnp.pi * weeks, 2 * jnp.pi * weeks / WEEK_DAYS
-    daily = (ages_s >= 2 * DAY_S) & (dt_s < DAY_S / 3)
-    weekly = (ages_s >= 2 * WEEK_DAYS * DAY_S) & (dt_s < WEEK_DAYS * DAY_S / 3)
+    daily, weekly = dt_s < DAY_S / 3, dt_s < WEEK_DAYS * DAY_S / 3
     return (
         (jnp.where(daily, jnp.sin(day), 0.0), jnp.where(daily, jnp.cos(day), 0.0)),
         (jnp.where(weekly, jnp.sin(week), 0.0), jnp.where(weekly, jnp.cos(week), 0.0)),
@@ -380,24 +376,31 @@ def direct_inputs(
             errors,
             seasons[0].trust[:, None] * sight.wake,
             seasons[1].trust[:, None] * sight.second_wake,
-            seasons[0].trust[:, None] * overtones(calendar(week, running.age_s, running.dt_s), running.age_s),
+            seasons[0].trust[:, None] * overtones(calendar(week, running.dt_s)),
         ],
         axis=1,
     )
 
 
-def overtones(
-    circles: tuple[tuple[Array, Array], tuple[Array, Array]], age_s: Array
-) -> Float[Array, "batch overtone"]:
-    """Sines and cosines of the HARMONICS of day and week; 0 where the calendar is, and before OVERTONE_CYCLES."""
+def overtones(circles: tuple[tuple[Array, Array], tuple[Array, Array]]) -> Float[Array, "batch overtone"]:
+    """Sines and cosines of the HARMONICS of day and week; 0 where the calendar is."""
     found = []
-    for (sine, cosine), cycle_s in zip(circles, (DAY_S, WEEK_DAYS * DAY_S), strict=True):
-        known = age_s >= OVERTONE_CYCLES * cycle_s
+    for sine, cosine in circles:
         s, c = sine, cosine
         for _ in HARMONICS:
             s, c = s * cosine + c * sine, c * cosine - s * sine
-            found += [jnp.where(known, s, 0.0), jnp.where(known, c, 0.0)]
+            found += [s, c]
     return jnp.stack(found, axis=1)
+
+
+def slower_than(cycle_s: float) -> tuple[list[int], list[int]]:
+    """Which recurrent and which direct inputs, counted from the end, tell the time of a cycle longer than that."""
+    slow = [i for i, longer_s in enumerate((DAY_S, WEEK_DAYS * DAY_S)) if longer_s > cycle_s]
+    each = 2 * len(HARMONICS)
+    return (
+        [CALENDAR_AT + 2 * i + k for i in slow for k in range(2)],
+        [(i - 2) * each + k for i in slow for k in range(each)],
+    )
 
 
 CANDIDATES = 5  # forecasts among the direct inputs that the head may blend step by step

@@ -111,6 +111,7 @@ class Examples(NamedTuple):
     role: NDArray[np.int8]  # (step,)
     begin: Ints  # (series,), index of its first step
     end: Ints  # (series,), one past its last
+    span_s: float = 0.0  # event time that half of the series span at least
 
     def count(self, role: Role) -> int:
         """Number of origins with this role that know at least one target."""
@@ -178,6 +179,7 @@ def prepare(
         role=_roles(flat, index, owner, begin, split, end, usable, spec, model),
         begin=offsets[:-1],
         end=offsets[1:],
+        span_s=_span_s(flat.time_s, begin, end),
     )
 
 
@@ -223,6 +225,11 @@ def _level(lengths: Ints, budget: int) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if np.minimum(lengths, middle).sum() <= budget else (low, middle - 1)
     return low
+
+
+def _span_s(time_s: NDArray[np.float64], begin: Ints, end: Ints) -> float:
+    spans = [time_s[e - 1] - time_s[b] for b, e in zip(begin, end, strict=True) if e > b]
+    return float(np.median(spans)) if spans else 0.0
 
 
 def _usable(history: Sequence[Slice], flat: _Flat, spans: Sequence[Span]) -> NDArray[np.bool_]:

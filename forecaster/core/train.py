@@ -20,6 +20,7 @@ from jax import Array
 from jaxtyping import Float
 from pydantic import Field
 
+from forecaster.core import features
 from forecaster.core import model as network
 from forecaster.core.history import Examples, HistorySpec, Role
 from forecaster.core.model import Card, Model, ModelSpec, Params
@@ -28,6 +29,10 @@ from forecaster.core.score import pinball_loss
 HOLDOUT_WINDOWS = 192  # at most so many windows judge; more make the verdict slower, hardly surer
 NON_FINITE_STEPS = 5  # steps in a row without a finite gradient, from which the fit has diverged
 LEAST_ORIGINS = 200  # fewer teach a network nothing that the last value does not know
+FEW_CYCLES, MANY_CYCLES = 2.0, 10.0
+"""Of days, or of weeks, that a history spans: from the first number on it may teach what their time tells, by heart or
+for good; from the second on it does.
+"""
 WARM_UP_STEPS = 100  # of the learning rate
 LEAST_GAIN = 3e-4  # share of the loss; less does not renew the patience
 SAMPLE = 50_000  # targets whose quantiles the head starts from
@@ -110,9 +115,10 @@ def fit(
         return Failure.NO_DATA
     pool, draw = _pool(examples), _draw(examples, spec)
     look = partial(_loss, pool=pool, windows=windows, examples=examples, spec=spec, shape=shape)
-    inherited = _inherited(examples, spec, shape, parent, look)
+    fresh = _fresh(examples, spec, shape)
+    inherited = _inherited(fresh[0], examples, spec, shape, parent, look)
     warm = inherited is not None
-    start = inherited if inherited is not None else _flat(_fresh(examples, spec, shape))
+    starts = [inherited] if inherited is not None else [_flat(params) for params in fresh]
     peak = spec.learning_rate * (spec.warm_start_ratio if warm else 1.0)
     steps = spec.warm_start_steps if warm else spec.steps
     walk = partial(
@@ -123,13 +129,26 @@ def fit(
         spec=spec,
         shape=shape,
     )
-    course = _descend(start, walk, look, steps, spec, progress)
-    if isinstance(course, Failure):
-        return course
+    courses: list[_Course] = []
+    for number, start in enumerate(starts):
+        watch = _one_of(len(starts), number, progress)
+        course = _descend(start, walk, look, steps, spec, watch)
+        if isinstance(course, _Course):
+            courses.append(course)
+            if course.cut_short:
+                break
+    if not courses:
+        return Failure.DIVERGED
+    course = min(courses, key=lambda course: min(course.losses))
     ancestor = parent.version if parent is not None and warm else ""
     card = Card(parent=ancestor, seed=spec.seed, steps_taken=course.step)
     best = Model(shape, _params(course.params, shape), jnp.asarray(periods, jnp.int32), card)
     return Fit(best, course.step, course.losses, course.skipped)
+
+
+def _one_of(fits: int, number: int, progress: Watch) -> Watch:
+    """Watches one of several fits of the same length for who watches them as a whole."""
+    return lambda at: progress(at._replace(step=number * at.steps + at.step, steps=fits * at.steps))
 
 
 def refresh(fitted: Model, examples: Examples, spec: TrainSpec, progress: Watch = carry_on) -> Model:
@@ -173,6 +192,7 @@ class _Course(NamedTuple):
     step: int
     losses: tuple[float, ...]
     skipped: int
+    cut_short: bool  # by whoever watched
 
 
 def _descend(
@@ -186,7 +206,7 @@ def _descend(
     """Walk on until the steps are taken, the patience is at its end, or whoever watches says so."""
     state = _at(start, spec)
     best, best_step, gained_step, taken = start, 0, 0, 0
-    losses = [look(start)]
+    losses, going_on = [look(start)], True
     while taken < steps and np.isfinite(losses[-1]):
         state, loss = walk(state, jnp.int32(taken))
         taken += spec.evaluate_every
@@ -201,18 +221,24 @@ def _descend(
             break
     if not np.isfinite(losses[-1]):
         return Failure.DIVERGED
-    return _Course(best, best_step, tuple(losses), int(np.sum(state.optimiser.total_notfinite)))
+    skipped = int(np.sum(state.optimiser.total_notfinite))
+    return _Course(best, best_step, tuple(losses), skipped, not going_on)
 
 
 def _inherited(
+    fresh: Params,
     examples: Examples,
     spec: TrainSpec,
     shape: ModelSpec,
     parent: Model | None,
     look: Callable[[Array], float],
 ) -> Array | None:
-    """The parent's parameters, if it is of this shape and knows more than the last value: ruins are not built on."""
+    """The parent's parameters, if it is of this shape, hears all that a `fresh` network does, and knows more than the
+    last value: ruins are not built on.
+    """
     if parent is None or not spec.warm_start or not fits(parent, shape):
+        return None
+    if (network.hears(fresh) & ~network.hears(parent.params)).any():
         return None
     params = _flat(parent.params)
     return params if look(params) < last_value_loss(examples, spec, shape) else None
@@ -223,13 +249,16 @@ def fits(parent: Model, shape: ModelSpec) -> bool:
     return {name: tuple(p.shape) for name, p in parent.params.items()} == _layout(shape)
 
 
-def _fresh(examples: Examples, spec: TrainSpec, shape: ModelSpec) -> Params:
-    """Fresh parameters, standardised to what is trained on, that start from the last value and the errors it had."""
-    rows = _whole(examples)
-    drawn = network.init(shape, spec.seed)
-    return network.standardised(
-        shape, drawn, examples.inputs[rows], examples.direct[rows], examples.target[rows]
-    )
+def _fresh(examples: Examples, spec: TrainSpec, shape: ModelSpec) -> list[Params]:
+    """Fresh parameters, standardised to what is trained on, that start from the last value and the errors it had.
+
+    One set, or a second one that hears the calendar where the history may be too short to teach it: the fits will tell.
+    """
+    rows, drawn = _whole(examples), network.init(shape, spec.seed)
+    seen = examples.inputs[rows], examples.direct[rows], examples.target[rows]
+    sure_s, likely_s = examples.span_s / MANY_CYCLES, examples.span_s / FEW_CYCLES
+    ways = [sure_s, likely_s] if features.slower_than(sure_s) != features.slower_than(likely_s) else [sure_s]
+    return [network.standardised(shape, drawn, *seen, longest_s) for longest_s in ways]
 
 
 def _whole(examples: Examples) -> np.ndarray:

@@ -49,7 +49,6 @@ def inputs(values: np.ndarray, base: float, running: Running, time: int = 20) ->
         jnp.full((1, time), scale[0]),
         jnp.full((1, time), 60.0),
         jnp.zeros((1, time)),
-        jnp.zeros((1, time)),
         jnp.asarray(np.stack([padded[LEAD - 7 : -7], padded[LEAD - 6 : -6]], axis=-1)[None]),
         jnp.asarray([base], jnp.float32),
         running,
@@ -70,7 +69,6 @@ def test_the_running_scale_is_the_mean_change_lately() -> None:
         scale += (abs(now - before) - scale) / min(n + features.PRIOR_STEPS, features.SCALE_MEMORY)
     found = observed(values)[-1]
     assert float(found.scale[0]) == pytest.approx(scale, rel=1e-4)
-    assert float(found.age_s[0]) == pytest.approx(60.0 * (STEPS - 1))
     assert float(found.dt_s[0]) == pytest.approx(60.0, rel=0.05)
 
 
@@ -170,23 +168,17 @@ def test_packed_statistics_are_unpacked_as_they_were() -> None:
 def test_overtones_are_those_of_the_calendar_and_silent_with_it() -> None:
     angle = jnp.asarray([0.3, 2.9])
     circle, nothing = (jnp.sin(angle), jnp.cos(angle)), (jnp.zeros(2), jnp.zeros(2))
-    found = features.overtones((circle, nothing), jnp.full(2, 1e9))
+    found = features.overtones((circle, nothing))
     expected = [f(k * angle) for k in (2, 3) for f in (np.sin, np.cos)]
     np.testing.assert_allclose(found[:, :4].T, expected, atol=1e-6)
     assert not found[:, 4:].any()
-    found = features.overtones((circle, circle), 8 * features.DAY_S * jnp.asarray([0.99, 1.0]))
-    np.testing.assert_array_equal((found != 0).any(0), [True] * 4 + [False] * 4)
-    assert not found[0].any()
 
 
-def test_the_calendar_speaks_once_two_cycles_were_seen() -> None:
+def test_the_calendar_is_silent_where_steps_are_too_long_for_it() -> None:
     day = features.DAY_S
 
-    def at(age_s: float, dt_s: float) -> list[bool]:
-        found = features.calendar(jnp.asarray([0.3]), jnp.asarray([age_s]), jnp.asarray([dt_s]))
+    def at(dt_s: float) -> list[bool]:
+        found = features.calendar(jnp.asarray([0.3]), jnp.asarray([dt_s]))
         return [bool((jnp.stack(pair) != 0).any()) for pair in found]
 
-    assert at(1.9 * day, 3600.0) == [False, False]
-    assert at(2.0 * day, 3600.0) == [True, False]
-    assert at(14.0 * day, 3600.0) == [True, True]
-    assert at(14.0 * day, day) == [False, True]  # a step a day knows no time of day
+    assert [at(dt_s) for dt_s in (3600.0, day, 7 * day)] == [[True, True], [False, True], [False, False]]

@@ -323,7 +323,6 @@ def test_rewarming_is_running_the_window_through_the_network(spec: ModelSpec) ->
     assert len(signals) == spec.inputs - features.RECURRENT
     dts = np.exp(log_dt)
     running = features.unpack(fold.rows.running[:1, : features.RUNNING])
-    later = np.append(np.cumsum(dts[::-1])[::-1][1:], 0.0)
     values = newest(fold.rows.value, time + features.LEAD) if count >= time + features.LEAD else None
     if values is None:
         known = newest(fold.rows.value, count)
@@ -334,7 +333,6 @@ def test_rewarming_is_running_the_window_through_the_network(spec: ModelSpec) ->
         jnp.asarray(np.exp(log_scale), jnp.float32)[None],
         jnp.asarray(dts, jnp.float32)[None],
         jnp.asarray(week, jnp.float32)[None],
-        running.age_s[:, None] - jnp.asarray(later, jnp.float32),
         jnp.zeros((1, time, 2)),
         fold.rows.base[:1],
         running,

@@ -66,6 +66,21 @@ def naive_scales(value: np.ndarray) -> list[float]:
     return scales
 
 
+def test_what_tells_the_time_of_a_cycle_is_what_changes_with_the_clock_alone() -> None:
+    """The same series five hours, and three days, later."""
+    shape, day = SHAPE.model_copy(update={"covariates": ()}), features.DAY_S
+    part = seasonal(24 * 21, 24, 0.3)
+    now, *later = (
+        prepare([part._replace(time_s=part.time_s + shift)], SPEC, shape, PERIODS)
+        for shift in (0.0, 5 * 3600.0, 3 * day)
+    )
+    for other, cycle_s in zip(later, (0.0, day), strict=True):
+        for column, expected in enumerate(features.slower_than(cycle_s)):
+            changed = (np.abs(now[column] - other[column]) > 1e-3).any(0)
+            np.testing.assert_array_equal(np.flatnonzero(changed), np.sort(np.arange(len(changed))[expected]))
+    assert now.span_s == pytest.approx(21 * day - 3600)
+
+
 @settings(max_examples=25, deadline=None)
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=4), seed=st.integers(0, 100))
 def test_targets_roles_and_weights_are_those_of_plain_python(lengths: list[int], seed: int) -> None:

@@ -108,7 +108,7 @@ def test_fresh_parameters_are_fitted_to_what_they_will_see() -> None:
     size = features.direct_size(SPEC.horizon)
     inputs, direct = 5 + 3 * rng.normal(size=(500, features.RECURRENT)), rng.normal(size=(500, size))
     target = np.asarray([1.0, 2.0, 4.0]) * rng.normal(size=(500, 3))
-    params = model.standardised(SPEC, model.init(SPEC, 0), inputs, direct, target)
+    params = model.standardised(SPEC, model.init(SPEC, 0), inputs, direct, target, 365 * features.DAY_S)
     np.testing.assert_allclose(params["norm.input_mean"], inputs.mean(0), rtol=1e-4)
     np.testing.assert_allclose(params["norm.input_rate"], 1 / inputs.std(0), rtol=1e-4)
     silent = {name: jnp.zeros_like(p) if "kernel" in name else p for name, p in params.items()}
@@ -116,6 +116,29 @@ def test_fresh_parameters_are_fitted_to_what_they_will_see() -> None:
     found = np.asarray(model.quantiles(SPEC, silent, *zeros))[..., 0]
     expected = np.quantile(target, SPEC.levels, axis=0).T
     np.testing.assert_allclose(found, expected - expected[:, 1:2], rtol=0.05, atol=0.05)
+
+
+def test_what_does_not_vary_or_tells_of_too_long_a_cycle_is_not_heard() -> None:
+    """Whatever it turns out to be later: the weights of such an input are as they were drawn."""
+    rng = RNG(0)
+    size = features.direct_size(SPEC.horizon)
+    inputs, direct = rng.normal(size=(500, features.RECURRENT)), rng.normal(size=(500, size))
+    inputs[:, 0] = direct[:, 1] = 3.0
+    params = model.standardised(SPEC, model.init(SPEC, 0), inputs, direct, rng.normal(size=(500, 3)), 0.0)
+    tones, overtones = features.slower_than(0.0)
+    deaf = np.zeros(features.RECURRENT + size, bool)
+    deaf[[0, *tones]] = deaf[
+        [features.RECURRENT + 1, *(features.RECURRENT + size + i for i in overtones)]
+    ] = True
+    np.testing.assert_array_equal(model.hears(params), ~deaf)
+
+    def said(heard: float, unheard: float) -> np.ndarray:
+        x = np.where(deaf, unheard, heard).astype(np.float32)[None]
+        _, y = model.step(SPEC, params, jnp.zeros((1, 8)), x[:, : features.RECURRENT])
+        return np.asarray(model.head(SPEC, params, y, x[:, : features.RECURRENT], x[:, features.RECURRENT :]))
+
+    np.testing.assert_array_equal(said(0.5, 0.0), said(0.5, 100.0))
+    assert not np.allclose(said(0.5, 0.0), said(1.5, 0.0))
 
 
 def test_an_untrained_model_has_no_version_and_says_nothing() -> None:

@@ -44,5 +44,14 @@ def from_stored(stored: Stored) -> Model | Refused:
         return Refused(
             stored.version, Refusal.UNUSABLE, "its weights are not of the shapes that its spec asks for"
         )
+    params, judged = _deaf(params), _deaf(judged)
     put = jax.device_put  # which compiles nothing; jnp.asarray does, for each new shape
     return Model(spec, put(params), put(tensors[_PERIODS]), card, put(judged) if judged else None)
+
+
+def _deaf(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same where inputs that did not vary have the rate 0, by which they are not heard; it was 1 once."""
+    return {
+        name: np.where(p == 1, np.float32(0), p) if name in ("norm.input_rate", "norm.direct_rate") else p
+        for name, p in params.items()
+    }
