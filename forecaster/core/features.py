@@ -9,6 +9,7 @@ Seasons are data, never shapes: `periods` holds up to SEASONS candidate lengths 
 ranks them by how well the value one period ago foretold the present one.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -393,13 +394,19 @@ def overtones(circles: tuple[tuple[Array, Array], tuple[Array, Array]]) -> Float
     return jnp.stack(found, axis=1)
 
 
-def slower_than(cycle_s: float) -> tuple[list[int], list[int]]:
-    """Which recurrent and which direct inputs, counted from the end, tell the time of a cycle longer than that."""
-    slow = [i for i, longer_s in enumerate((DAY_S, WEEK_DAYS * DAY_S)) if longer_s > cycle_s]
+class Inputs(NamedTuple):
+    """Some of the network's inputs, by index."""
+
+    recurrent: list[int]
+    direct: list[int]  # from the end
+
+
+def calendar_inputs(cycles: Sequence[int]) -> Inputs:
+    """Those that tell the time of the day (cycle 0) and of the week (1)."""
     each = 2 * len(HARMONICS)
-    return (
-        [CALENDAR_AT + 2 * i + k for i in slow for k in range(2)],
-        [(i - 2) * each + k for i in slow for k in range(each)],
+    return Inputs(
+        [CALENDAR_AT + 2 * cycle + k for cycle in cycles for k in range(2)],
+        [(cycle - 2) * each + k for cycle in cycles for k in range(each)],
     )
 
 

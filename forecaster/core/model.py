@@ -299,22 +299,21 @@ def standardised(
     inputs: np.ndarray,
     direct: np.ndarray,
     target: np.ndarray,
-    longest_s: float,
+    unheard: features.Inputs,
 ) -> Params:
     """Fresh parameters fitted to what they will see: `inputs` and `direct` (n, feature), `target` (n, horizon).
 
-    An input that hardly varies here is not heard, ever; nor is what tells the time of a cycle longer than `longest_s`.
+    An input that hardly varies here is not heard, ever; nor are those `unheard`.
     The head starts from the quantiles that the targets have, around the last value, wherever the inputs say nothing.
     """
     changes = np.asarray(features.squash(jnp.asarray(target)))
     start = np.quantile(changes, spec.levels, axis=0).T
     start = np.sort(start - start[:, spec.median, None], axis=1)
-    tones, overtones = features.slower_than(longest_s)
     known: dict[str, np.ndarray] = {
         "norm.input_mean": inputs.mean(0),
-        "norm.input_rate": _rate(inputs, tones),
+        "norm.input_rate": _rate(inputs, unheard.recurrent),
         "norm.direct_mean": direct.mean(0),
-        "norm.direct_rate": _rate(direct, overtones),
+        "norm.direct_rate": _rate(direct, unheard.direct),
         "norm.out": np.maximum(np.abs(changes).mean(0), 1e-3),
         "out.bias": start.reshape(-1),
     }

@@ -6,7 +6,7 @@ origins of each at once (forking sequences, Wen et al. 2017, arXiv:1711.11053). 
 give the same model; what has a clock watches through `progress`, whose answer can end the fit early.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from functools import partial
 from math import prod
@@ -29,10 +29,12 @@ from forecaster.core.score import pinball_loss
 HOLDOUT_WINDOWS = 192  # at most so many windows judge; more make the verdict slower, hardly surer
 NON_FINITE_STEPS = 5  # steps in a row without a finite gradient, from which the fit has diverged
 LEAST_ORIGINS = 200  # fewer teach a network nothing that the last value does not know
-FEW_CYCLES, MANY_CYCLES = 2.0, 10.0
-"""Of days, or of weeks, that a history spans: from the first number on it may teach what their time tells, by heart or
-for good; from the second on it does.
-"""
+FEW_CYCLES = (
+    2.0,
+    2.0,
+)  # days and weeks from which on a history may teach what their time tells, if only by heart
+MANY_CYCLES = 4.0, 10.0  # from which on it does
+CLEAR_GAIN = 0.03  # share of the loss by which a network has to be better for what few cycles taught it
 WARM_UP_STEPS = 100  # of the learning rate
 LEAST_GAIN = 3e-4  # share of the loss; less does not renew the patience
 SAMPLE = 50_000  # targets whose quantiles the head starts from
@@ -129,26 +131,13 @@ def fit(
         spec=spec,
         shape=shape,
     )
-    courses: list[_Course] = []
-    for number, start in enumerate(starts):
-        watch = _one_of(len(starts), number, progress)
-        course = _descend(start, walk, look, steps, spec, watch)
-        if isinstance(course, _Course):
-            courses.append(course)
-            if course.cut_short:
-                break
-    if not courses:
-        return Failure.DIVERGED
-    course = min(courses, key=lambda course: min(course.losses))
+    course = _choose(list(_courses(starts, walk, look, steps, spec, progress)))
+    if isinstance(course, Failure):
+        return course
     ancestor = parent.version if parent is not None and warm else ""
     card = Card(parent=ancestor, seed=spec.seed, steps_taken=course.step)
     best = Model(shape, _params(course.params, shape), jnp.asarray(periods, jnp.int32), card)
     return Fit(best, course.step, course.losses, course.skipped)
-
-
-def _one_of(fits: int, number: int, progress: Watch) -> Watch:
-    """Watches one of several fits of the same length for who watches them as a whole."""
-    return lambda at: progress(at._replace(step=number * at.steps + at.step, steps=fits * at.steps))
 
 
 def refresh(fitted: Model, examples: Examples, spec: TrainSpec, progress: Watch = carry_on) -> Model:
@@ -225,6 +214,36 @@ def _descend(
     return _Course(best, best_step, tuple(losses), skipped, not going_on)
 
 
+def _courses(
+    starts: Sequence[Array],
+    walk: Callable[["_State", Array], tuple["_State", Array]],
+    look: Callable[[Array], float],
+    steps: int,
+    spec: TrainSpec,
+    progress: Watch,
+) -> Iterator[_Course]:
+    """From each start, those that do not diverge, until whoever watches ends one; to them it is one long fit."""
+    for number, start in enumerate(starts):
+
+        def watch(at: Progress, before: int = number * steps) -> bool:
+            return progress(at._replace(step=before + at.step, steps=len(starts) * steps))
+
+        course = _descend(start, walk, look, steps, spec, watch)
+        if isinstance(course, Failure):
+            continue
+        yield course
+        if course.cut_short:
+            return
+
+
+def _choose(courses: Sequence[_Course]) -> _Course | Failure:
+    """The first, if none is clearly better."""
+    if not courses:
+        return Failure.DIVERGED
+    first, best = courses[0], min(courses, key=lambda course: min(course.losses))
+    return best if min(best.losses) < min(first.losses) * (1 - CLEAR_GAIN) else first
+
+
 def _inherited(
     fresh: Params,
     examples: Examples,
@@ -252,13 +271,17 @@ def fits(parent: Model, shape: ModelSpec) -> bool:
 def _fresh(examples: Examples, spec: TrainSpec, shape: ModelSpec) -> list[Params]:
     """Fresh parameters, standardised to what is trained on, that start from the last value and the errors it had.
 
-    One set, or a second one that hears the calendar where the history may be too short to teach it: the fits will tell.
+    One set, and a second one that hears the calendar where the history may be too short to teach it: fits will tell.
     """
     rows, drawn = _whole(examples), network.init(shape, spec.seed)
     seen = examples.inputs[rows], examples.direct[rows], examples.target[rows]
-    sure_s, likely_s = examples.span_s / MANY_CYCLES, examples.span_s / FEW_CYCLES
-    ways = [sure_s, likely_s] if features.slower_than(sure_s) != features.slower_than(likely_s) else [sure_s]
-    return [network.standardised(shape, drawn, *seen, longest_s) for longest_s in ways]
+    days = examples.span_s / features.DAY_S
+    spanned = days, days / features.WEEK_DAYS
+    wary, bold = (
+        [cycle for cycle in range(2) if spanned[cycle] < least[cycle]] for least in (MANY_CYCLES, FEW_CYCLES)
+    )
+    ways = [wary] if wary == bold else [wary, bold]
+    return [network.standardised(shape, drawn, *seen, features.calendar_inputs(deaf)) for deaf in ways]
 
 
 def _whole(examples: Examples) -> np.ndarray:

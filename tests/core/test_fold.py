@@ -41,10 +41,11 @@ from tests.folds import (
 )
 
 CLOSE = 1e-5  # of the spread of a series, or of a number's size: what programs of other sizes leave open
+FEW = 0.02  # of the answers: a step of half precision that falls otherwise is felt for a while (decision 31)
 
 
 def closely_the_same(one: list[Issued], other: list[Issued]) -> None:
-    """Both answered the same ticks with the same numbers, to CLOSE of each series' spread."""
+    """Both answered the same ticks with the same numbers, to CLOSE of each series' spread, a FEW to ten times that."""
     told: dict[str, list[float]] = defaultdict(list)
     for part in one:
         for name, last in zip(part.series, part.last.tolist(), strict=True):
@@ -59,9 +60,11 @@ def closely_the_same(one: list[Issued], other: list[Issued]) -> None:
     }
     mine, theirs = by_source(one), by_source(other)
     assert mine.keys() == theirs.keys()
-    for place, quantiles in mine.items():
-        off = np.abs(quantiles - theirs[place]).max() / spread[series[place]]
-        assert off < CLOSE, (place, series[place], off)
+    off = np.array(
+        [np.abs(told - theirs[place]).max() / spread[series[place]] for place, told in mine.items()]
+    )
+    assert np.mean(off > CLOSE) <= FEW, np.mean(off > CLOSE)
+    assert off.max() < 10 * CLOSE, off.max()
 
 
 def statuses(issued: list[Issued]) -> list[int]:

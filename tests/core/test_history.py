@@ -74,8 +74,8 @@ def test_what_tells_the_time_of_a_cycle_is_what_changes_with_the_clock_alone() -
         prepare([part._replace(time_s=part.time_s + shift)], SPEC, shape, PERIODS)
         for shift in (0.0, 5 * 3600.0, 3 * day)
     )
-    for other, cycle_s in zip(later, (0.0, day), strict=True):
-        for column, expected in enumerate(features.slower_than(cycle_s)):
+    for other, cycles in zip(later, ([0, 1], [1]), strict=True):
+        for column, expected in enumerate(features.calendar_inputs(cycles)):
             changed = (np.abs(now[column] - other[column]) > 1e-3).any(0)
             np.testing.assert_array_equal(np.flatnonzero(changed), np.sort(np.arange(len(changed))[expected]))
     assert now.span_s == pytest.approx(21 * day - 3600)
