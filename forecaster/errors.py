@@ -4,6 +4,7 @@
     ├── ConfigError        ours to mend: the configuration, or what it names
     ├── DataError          theirs: a file or record that cannot be used
     ├── BrokerError        the broker is away or refuses
+    │   ├── RefusedError   it refuses us, or we it: credentials, certificates, rights
     │   └── FencedError    another instance took over this one's identity
     ├── StuckError         nothing gets on any more, and what could be mended from inside was
     └── BugError           a law of the program was broken: please report it
@@ -34,6 +35,10 @@ class BrokerError(ForecasterError):
     """The broker cannot be reached or refuses what was asked."""
 
     exit_code = 4
+
+
+class RefusedError(BrokerError):
+    """The broker and this client do not accept each other, or a right is missing: trying again does not help."""
 
 
 class FencedError(BrokerError):

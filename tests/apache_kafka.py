@@ -36,9 +36,9 @@ import tempfile
 import time
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 from kafka.admin import KafkaAdminClient
@@ -73,6 +73,9 @@ COMMON = {
 }
 
 
+NO_DOORS: Mapping[str, str] = MappingProxyType({})
+
+
 class KafkaMissingError(Exception):
     """Kafka cannot be run on this machine; the message says what is missing."""
 
@@ -87,9 +90,12 @@ class Broker:
         properties: Path,
         classpath: str,
         proxied: tuple[int, int] | None = None,
+        doors: Mapping[str, int] | None = None,
     ) -> None:
         self.node_id = node_id
         self.port = port
+        self.doors = {name: f"{LOOPBACK}:{door}" for name, door in (doors or {}).items()}
+        """The addresses of its further listeners, by name."""
         self.proxied = proxied
         """Where a proxy has to listen, and where it finds this node; None without."""
         self._properties = properties
@@ -189,20 +195,22 @@ class Cluster:
         settings: dict[str, str] | None = None,
         *,
         proxied: bool = False,
+        doors: Mapping[str, str] = NO_DOORS,
     ) -> None:
         """`port` is the first node's (free ones otherwise); `settings` go over each broker's properties.
 
         With `proxied` each node has a second listener, which advertises the address of a proxy that the caller
-        provides (`Broker.proxied`): who begins at the proxies stays behind them.
+        provides (`Broker.proxied`): who begins at the proxies stays behind them. `doors` are further listeners of
+        each node, security protocols by name; what they ask for is in `settings`, under `listener.name.<name>.`.
         """
-        ports = _free_ports(4 * nodes)
+        ports = _free_ports((4 + len(doors)) * nodes)
         if port is not None:
             ports[0] = port
         classpath = find_classpath()
         self._directory = Path(tempfile.mkdtemp(prefix="forecaster-kafka-"))
         # A first byte of zero: an id that starts with "-" would be read as an option.
         self._cluster_id = urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
-        clients, controllers, *ends = (ports[i * nodes : (i + 1) * nodes] for i in range(4))
+        clients, controllers, *ends = (ports[i * nodes : (i + 1) * nodes] for i in range(4 + len(doors)))
         voters = ",".join(f"{node}@{LOOPBACK}:{port}" for node, port in enumerate(controllers, 1))
         self.brokers: list[Broker] = []
         for node, (client_port, controller_port) in enumerate(zip(clients, controllers, strict=True), 1):
@@ -219,9 +227,14 @@ class Cluster:
                 properties["listeners"] += f",PROXIED://{LOOPBACK}:{pair[1]}"
                 properties["advertised.listeners"] += f",PROXIED://{LOOPBACK}:{pair[0]}"
                 properties["listener.security.protocol.map"] += ",PROXIED:PLAINTEXT"
+            opened = {name: ends[i][node - 1] for i, name in enumerate(doors, 2)}
+            for name, door in opened.items():
+                properties["listeners"] += f",{name}://{LOOPBACK}:{door}"
+                properties["advertised.listeners"] += f",{name}://{LOOPBACK}:{door}"
+                properties["listener.security.protocol.map"] += f",{name}:{doors[name]}"
             path = self._directory / f"node-{node}.properties"
             path.write_text("".join(f"{k}={v}\n" for k, v in (properties | (settings or {})).items()))
-            self.brokers.append(Broker(node, client_port, path, classpath, pair))
+            self.brokers.append(Broker(node, client_port, path, classpath, pair, opened))
 
     @property
     def bootstrap_servers(self) -> str:

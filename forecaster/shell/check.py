@@ -11,7 +11,7 @@ from pathlib import Path
 
 from forecaster.config import Config, every_key
 from forecaster.core.tick import Reject, Tick, TickSpec, make_decoder
-from forecaster.errors import ForecasterError
+from forecaster.errors import ConfigError, ForecasterError, RefusedError
 from forecaster.shell.kafka.admin import Admin
 from forecaster.shell.kafka.log import Log
 
@@ -52,6 +52,9 @@ def _port(config: Config) -> Iterator[str]:
 def _broker(config: Config) -> Iterator[str]:
     try:
         admin = Admin(config.kafka)
+    except (ConfigError, RefusedError) as error:  # they name key and mend
+        yield str(error)
+        return
     except ForecasterError as error:
         yield f"kafka.bootstrap_servers = {config.kafka.bootstrap_servers!r}: {error}; mend address or security"
         return

@@ -17,7 +17,7 @@ from threading import Thread
 import structlog
 
 from forecaster.config import Config, change, load
-from forecaster.errors import BrokerError, ConfigError, ForecasterError
+from forecaster.errors import BrokerError, ConfigError, ForecasterError, RefusedError
 from forecaster.shell import log
 from forecaster.shell.http import Hooks, HttpServer
 from forecaster.shell.kafka.admin import Admin
@@ -123,6 +123,8 @@ class Worker(ABC):
             self.turned_s = self._now()
             try:
                 admin = self._admin()
+            except RefusedError:
+                raise  # there is a broker: waiting does not help
             except BrokerError as error:
                 _log.warning("no_broker", error=str(error), mend="waiting for it; is the address right?")
                 self._broker_watch.look(self._started_s)

@@ -18,11 +18,10 @@ from kafka.errors import (
 )
 from pydantic import ValidationError
 
-from forecaster.errors import BrokerError, ConfigError, FencedError
+from forecaster.errors import ConfigError, FencedError, RefusedError
 from forecaster.shell.kafka import KafkaSpec, TopicsSpec
 from forecaster.shell.kafka.client import (
     TokenFile,
-    admin_settings,
     common_settings,
     fatal,
     member_settings,
@@ -31,6 +30,7 @@ from forecaster.shell.kafka.client import (
     writer_settings,
 )
 from forecaster.shell.kafka.progress import Progress
+from forecaster.shell.kafka.tls import SecurityError
 from forecaster.shell.kafka.transaction import transactional_settings
 from forecaster.shell.kafka.unreadable import Gaps
 
@@ -75,7 +75,7 @@ def test_the_client_knows_every_keyword() -> None:
     assert set(writer_settings(spec) | transactional_settings(spec, "worker-1")) <= set(
         KafkaProducer.DEFAULT_CONFIG
     )
-    assert set(admin_settings(spec)) <= set(KafkaAdminClient.DEFAULT_CONFIG)
+    assert set(common_settings(spec)) - {"ssl_ciphers"} <= set(KafkaAdminClient.DEFAULT_CONFIG)
 
 
 def test_secrets_come_from_files_and_are_not_shown(tmp_path: Path) -> None:
@@ -113,8 +113,10 @@ def test_requests_are_never_logged_since_they_show_passwords(caplog: pytest.LogC
     [
         (ProducerFencedError(), FencedError),
         (FencedInstanceIdError(), FencedError),
-        (SaslAuthenticationFailedError("no"), BrokerError),
-        (GroupAuthorizationFailedError("g"), BrokerError),
+        (SaslAuthenticationFailedError("no"), RefusedError),
+        (GroupAuthorizationFailedError("g"), RefusedError),
+        (SecurityError("no"), RefusedError),
+        (SecurityError("no", ours=True), ConfigError),
     ],
 )
 def test_what_a_retry_cannot_mend_is_fatal(error: Exception, ours: type[Exception]) -> None:

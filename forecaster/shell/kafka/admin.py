@@ -11,7 +11,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from forecaster.errors import BrokerError
-from forecaster.shell.kafka.client import admin_settings, connect, fatal, told
+from forecaster.shell.kafka.client import common_settings, connect, fatal, told
 from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
 
 
@@ -21,7 +21,7 @@ class Admin:
     def __init__(self, spec: KafkaSpec) -> None:
         self._spec = spec
         try:
-            self._client: Any = connect(KafkaAdminClient, admin_settings(spec))
+            self._client: Any = connect(KafkaAdminClient, common_settings(spec))
         except KafkaError as error:
             raise self._ours(error) from error
 

@@ -14,14 +14,17 @@ from kafka.errors import (
     AuthorizationError,
     FencedInstanceIdError,
     KafkaConfigurationError,
+    KafkaError,
+    KafkaTimeoutError,
     ProducerFencedError,
 )
 from kafka.net.compat import KafkaNetClient
 from kafka.net.sasl.oauth import AbstractTokenProvider
 
-from forecaster.errors import BrokerError, ConfigError, FencedError, ForecasterError
+from forecaster.errors import ConfigError, FencedError, ForecasterError, RefusedError
 from forecaster.shell.kafka.login import REFUSALS, make_client
 from forecaster.shell.kafka.spec import KafkaSpec
+from forecaster.shell.kafka.tls import SecurityError
 
 Settings = dict[str, Any]
 Client = TypeVar("Client")
@@ -77,13 +80,6 @@ def common_settings(spec: KafkaSpec) -> Settings:
     return settings
 
 
-def admin_settings(spec: KafkaSpec) -> Settings:
-    """Keywords of an admin client, which chooses the ciphers itself."""
-    settings = common_settings(spec)
-    settings.pop("ssl_ciphers", None)
-    return settings
-
-
 def reader_settings(spec: KafkaSpec) -> Settings:
     """Keywords of a consumer: bounded fetches, committed records only, nothing created, nothing committed
     by itself.
@@ -134,18 +130,26 @@ def writer_settings(spec: KafkaSpec) -> Settings:
 
 
 def connect(kind: Callable[..., Client], settings: Settings) -> Client:
-    """A client of the library, which does not leave sockets and threads behind when nobody answers."""
+    """A client of the library, which does not leave sockets and threads behind when nobody answers.
+
+    When it gives up, its error is why the last connection ended. The ciphers are ours to set (see tls.py): not every
+    kind knows them.
+    """
     made: list[KafkaNetClient] = []
+    ciphers = {"ssl_ciphers": settings.get("ssl_ciphers")}
 
     def make(**configuration: Any) -> KafkaNetClient:
-        made.append(make_client(**configuration))
+        made.append(make_client(**configuration | ciphers))
         return made[-1]
 
     try:
-        return kind(kafka_client=make, **settings)
-    except BaseException:
+        return kind(kafka_client=make, **{name: settings[name] for name in settings.keys() - ciphers.keys()})
+    except BaseException as error:
         for client in made:
             client.close()
+        trouble: Any = made[-1]._manager.trouble if made else None  # noqa: SLF001
+        if isinstance(error, KafkaTimeoutError) and isinstance(trouble, KafkaError):
+            raise trouble from error
         raise
 
 
@@ -179,10 +183,16 @@ def fatal(error: BaseException) -> ForecasterError | None:
         return FencedError(
             f"another instance uses this one's identity (instance_id or transactional_id): {text}"
         )
+    if isinstance(error, SecurityError):
+        return ConfigError(error.text) if error.ours else RefusedError(error.text)
     if isinstance(error, REFUSALS):
-        return BrokerError(f"the broker refuses the credentials, see kafka.sasl_*: {text}")
+        return RefusedError(
+            f"the broker refuses the credentials, see kafka.sasl_* and security_protocol: {text}"
+        )
     if isinstance(error, AuthorizationError):
-        return BrokerError(f"the broker denies a right that forecaster needs: {text}")
+        return RefusedError(
+            f"the broker denies a right that forecaster needs, see `forecaster check`: {text}"
+        )
     if isinstance(error, KafkaConfigurationError):
         return ConfigError(f"the client refuses the [kafka] settings: {text}")
     return None

@@ -1,9 +1,10 @@
-"""Mends for the way in which the library logs in.
+"""Mends for the way in which the library connects and logs in.
 
 A broker that refuses a password says so and closes the connection at once. The library throws away what
 came just before the end of a connection, and what it learns while a connection ends; so it sees a lost
-connection, and tries again for ever. Here both are kept, and the refusal is raised. Below INFO the library
-logs settings and requests, bytes and all, with the password in them; these loggers are cut off at INFO.
+connection, and tries again for ever. Here both are kept, and the refusal is raised; so is one over TLS, by
+either side (see tls.py). Below INFO the library logs settings and requests, bytes and all, with the password
+in them; these loggers are cut off at INFO, and connections that end are logged without a traceback.
 """
 
 import logging
@@ -13,6 +14,8 @@ from kafka.errors import IllegalSaslStateError, SaslAuthenticationFailedError, U
 from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
+
+from forecaster.shell.kafka.tls import SecurityError, explained, make_context
 
 REFUSALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
 """Errors that mean that credentials or the way to present them are refused."""
@@ -25,14 +28,33 @@ class _NoPasswords(logging.Filter):
         return record.levelno >= logging.INFO
 
 
+class _NoTracebacks(logging.Filter):
+    """A line for each connection that ends."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info:
+            record.msg, record.args = f"{record.getMessage()}: {record.exc_info[1]}", ()
+            record.exc_info = None
+        return True
+
+
+logging.getLogger("kafka.net.transport").addFilter(_NoTracebacks())
 for _name in ("kafka.net.connection", "kafka.protocol.parser", "kafka.admin.client"):
     logging.getLogger(_name).addFilter(_NoPasswords())
 
 
-class _Manager(KafkaConnectionManager):
+class Manager(KafkaConnectionManager):
     """Remembers a refusal by its broker; the library raises it when it is to connect there again."""
 
+    def __init__(self, net: Any, **settings: Any) -> None:
+        super().__init__(net, **settings)
+        self.trouble: BaseException | None = None
+        """Why the last connection that ended did so."""
+        self._ciphers = settings.get("ssl_ciphers")
+
     async def _build_transport(self, node: Any, **options: Any) -> Any:
+        if self.ssl_enabled:
+            self.config["ssl_context"] = make_context(self.config | {"ssl_ciphers": self._ciphers})
         transport = await super()._build_transport(node, **options)
         receive = transport._sock_recv  # noqa: SLF001
 
@@ -54,13 +76,20 @@ class _Manager(KafkaConnectionManager):
                 refusals.append(refusal)
                 raise
 
+        def ended(error: BaseException) -> None:
+            self.trouble = explained(error, self.config, f"{node.host}:{node.port}")
+            if isinstance(self.trouble, SecurityError):
+                refusals.append(self.trouble)
+                self._auth_failures[node.node_id] = self.trouble
+
         conn._sasl_authenticate = noting  # noqa: SLF001
+        conn.close_future.add_errback(ended)
         await super()._connect(node, conn, **options)
         if refusals:
-            self._auth_failures[node.node_id] = refusals[0]
+            self._auth_failures[node.node_id] = refusals[0]  # the library has forgotten it in between
 
 
 def make_client(**settings: Any) -> KafkaNetClient:
     """What the library's consumers, producers and admin clients talk through."""
     net = NetworkSelector(**settings)
-    return KafkaNetClient(net=net, manager=_Manager(net, **settings), **settings)
+    return KafkaNetClient(net=net, manager=Manager(net, **settings), **settings)

@@ -1,0 +1,50 @@
+"""Certificates of an authority that lives as long as a test: PEM files for Kafka and for its clients."""
+
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from trustme import CA, LeafCert
+
+
+class Authority:
+    """Signs certificates and keeps them under `folder`; `cafile` is what trusts it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+        self._ca = CA()
+        self.cafile = folder / "ca.pem"
+        self._ca.cert_pem.write_to_path(self.cafile)
+
+    def of_broker(self, *names: str) -> Path:
+        """One file with the key and the certificate of a broker that is reached under `names`."""
+        leaf = self._ca.issue_cert(*names)
+        path = self.folder / f"{names[0]}.pem"
+        path.write_bytes(_key(leaf, NoEncryption()) + _chain(leaf))
+        return path
+
+    def of_client(self, name: str, password: str | None = None) -> tuple[Path, Path]:
+        """The certificate and the key of a client whom Kafka calls `User:CN=name`."""
+        leaf = self._ca.issue_cert(f"{name}.clients.test", common_name=name)
+        certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        certificate.write_bytes(_chain(leaf))
+        secret = BestAvailableEncryption(password.encode()) if password else NoEncryption()
+        key.write_bytes(_key(leaf, secret))
+        return certificate, key
+
+
+def _key(leaf: LeafCert, secret: KeySerializationEncryption) -> bytes:
+    """In the form that Kafka reads."""
+    key = load_pem_private_key(leaf.private_key_pem.bytes(), None)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, secret)
+
+
+def _chain(leaf: LeafCert) -> bytes:
+    return b"".join(certificate.bytes() for certificate in leaf.cert_chain_pems)
