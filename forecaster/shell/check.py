@@ -61,7 +61,10 @@ def _broker(config: Config) -> Iterator[str]:
     try:
         found = admin.check(config.topics)
         yield from (problem for problem in found if not (config.topics.create and "no such topic" in problem))
-        if config.topics.ticks in admin.describe([config.topics.ticks]):
+        denied = admin.denied(config.topics)
+        yield from denied
+        told = any(problem.startswith("topics.ticks") for problem in denied)
+        if not told and config.topics.ticks in admin.describe([config.topics.ticks]):
             yield from _reading(config)
     except ForecasterError as error:
         yield str(error)
@@ -70,7 +73,7 @@ def _broker(config: Config) -> Iterator[str]:
 
 
 def _reading(config: Config) -> Iterator[str]:
-    """Whether the ticks may be read, a right of its own that no description shows, and what the newest of them hold."""
+    """Whether the ticks can be read, where no description tells of the right, and what the newest of them hold."""
     log, topic = Log(config.kafka), config.topics.ticks
     try:
         partitions = log.partitions(topic)

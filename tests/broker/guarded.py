@@ -1,11 +1,11 @@
 """One broker whose every door asks for something else, and what each kind of client brings to it.
 
-    OPEN (`bootstrap_servers`)   nothing
-    LOGIN                        a password, in the clear
-    SECRET                       TLS
-    MUTUAL                       TLS, and a certificate of the client
-    BOTH                         TLS, and a password
-    ELSEWHERE                    TLS, with a certificate for another name
+    OPEN        nothing
+    LOGIN       a password, in the clear
+    SECRET      TLS
+    MUTUAL      TLS, and a certificate of the client
+    BOTH        TLS, and a password
+    ELSEWHERE   TLS, with a certificate for another name
 
 Whoever is not in `SUPER` may do what `allow` has allowed and nothing else; who brings no name may do everything.
 """
@@ -39,11 +39,11 @@ _DOORS = {"LOGIN": "SASL_PLAINTEXT", "SECRET": "SSL", "MUTUAL": "SSL", "BOTH": "
 
 
 class Guarded:
-    """The broker: `open` is the address that lets everybody in, `doors` are the others."""
+    """The broker: addresses of its `doors`, and what goes with them."""
 
     def __init__(self, cluster: Cluster, authority: Authority) -> None:
         self.open = cluster.bootstrap_servers
-        self.doors = cluster.brokers[0].doors
+        self.doors = {"OPEN": self.open} | cluster.brokers[0].doors
         self.authority = authority
         self.certificate, self.key = authority.of_client("worker", KEY_PASSWORD)
         self.key_password = authority.folder / "key-password"

@@ -162,7 +162,10 @@ def test_what_cannot_work_is_listed_with_the_mend(kafka: str) -> None:
     )
     admin = Admin(KafkaSpec(bootstrap_servers=kafka))
     assert admin.check(wrong) == [
-        "topics.dead_letters = 'nowhere': there is no such topic; create it, or set topics.create = true",
+        (
+            "topics.dead_letters = 'nowhere': there is no such topic, or no right to Write; create it (topics.create"
+            " = true does), or allow it"
+        ),
         f"topics.state = {topics.models!r} has 1 partitions; the ticks topic has 2",
         f"topics.models = {topics.ticks!r} has several partitions; it has to have one",
     ]

@@ -1,91 +1,366 @@
-"""Credentials on Apache Kafka: the right ones work, wrong ones end it with a sentence, none are ever shown."""
+"""Passwords, TLS and rights on Apache Kafka: the right ones work, wrong ones end it with a sentence that names key and
+mend, and no secret is ever shown.
+"""
 
+import json
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from kafka.admin import ACLOperation, ResourceType
 
-from forecaster.errors import BrokerError
+from forecaster.config import Config
+from forecaster.errors import BrokerError, ForecasterError, RefusedError
+from forecaster.shell import check
 from forecaster.shell.kafka import KafkaSpec, TopicsSpec
 from forecaster.shell.kafka.admin import Admin
 from forecaster.shell.kafka.log import Follower, Log
 from forecaster.shell.kafka.sink import Sink
-from tests.apache_kafka import LOOPBACK, Cluster
-from tests.broker.workers import Worker, answers, fresh_topics, produce, spec_for, until
+from forecaster.shell.kafka.source import Source
+from forecaster.shell.kafka.transaction import ExactlyOnce
+from tests import daemons
+from tests.apache_kafka import LOOPBACK
+from tests.broker.certificates import Authority
+from tests.broker.guarded import KEY_PASSWORD, PASSWORD, SCRAM, Guarded, guarded_broker, login
+from tests.broker.workers import Worker, answers, fresh_topics, produce, read_all, spec_for, until
 
-PASSWORD = "c0rrect-h0rse"
 WRONG = "b4ttery-stapl3"
-LOGIN = "org.apache.kafka.common.security.plain.PlainLoginModule"
+SECRETS = (PASSWORD, KEY_PASSWORD, WRONG)
+
+Brings = Callable[[Guarded, Authority], dict[str, Any]]
+"""What a client says, from what the broker asks for and an authority that the broker does not know."""
 
 
 @pytest.fixture(scope="module")
-def guarded(kafka_jars: None) -> Iterator[tuple[str, str]]:
-    """A broker with an open door, and one that asks for a password."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        door = f"{LOOPBACK}:{probe.getsockname()[1]}"
-    cluster = Cluster()
-    properties: Path = cluster._directory / "node-1.properties"
-    lines = dict(line.split("=", 1) for line in properties.read_text().splitlines())
-    lines["listeners"] += f",SASL_PLAINTEXT://{door}"
-    lines["advertised.listeners"] += f",SASL_PLAINTEXT://{door}"
-    lines["listener.security.protocol.map"] += ",SASL_PLAINTEXT:SASL_PLAINTEXT"
-    lines["sasl.enabled.mechanisms"] = "PLAIN"
-    lines["listener.name.sasl_plaintext.plain.sasl.jaas.config"] = (
-        f'{LOGIN} required user_worker="{PASSWORD}";'
-    )
-    properties.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
-    with cluster:
-        yield cluster.bootstrap_servers, door
-
-
-def login(door: str, password: str) -> KafkaSpec:
-    return spec_for(
-        door,
-        security_protocol="SASL_PLAINTEXT",
-        sasl_mechanism="PLAIN",
-        sasl_plain_username="worker",
-        sasl_plain_password=password,
-        connect_timeout_s=5,
-    )
+def guarded(kafka_jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    with guarded_broker(tmp_path_factory.mktemp("guarded")) as broker:
+        yield broker
 
 
 @pytest.fixture
-def topics(guarded: tuple[str, str]) -> TopicsSpec:
-    return fresh_topics(guarded[0], partitions=1)
+def topics(guarded: Guarded) -> TopicsSpec:
+    return fresh_topics(guarded.open, partitions=1)
 
 
-def test_the_right_password_opens_everything_and_is_in_no_log(
-    guarded: tuple[str, str], topics: TopicsSpec, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def stranger(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "stranger")
+
+
+def spec(address: str, **how: Any) -> KafkaSpec:
+    return spec_for(address, **({"connect_timeout_s": 5} | how))
+
+
+def problems(kafka: KafkaSpec, topics: TopicsSpec) -> list[str]:
+    """What `forecaster check` says; the port for HTTP is none of these tests' business."""
+    return check.problems(
+        Config.model_validate({"kafka": kafka, "topics": topics, "http": {"enabled": False}})
+    )
+
+
+# ------------------------------------------------------------------ what is right
+
+
+@pytest.mark.parametrize(
+    ("door", "brings", "delivery"),
+    [
+        ("LOGIN", lambda *_: login("worker", PASSWORD), "at_least_once"),
+        ("SECRET", lambda broker, _: broker.tls, "exactly_once"),
+        ("ELSEWHERE", lambda broker, _: broker.tls | {"ssl_check_hostname": False}, "at_least_once"),
+        ("MUTUAL", lambda broker, _: broker.mutual, "at_least_once"),
+        ("BOTH", lambda broker, _: broker.both("worker"), "exactly_once"),
+        ("BOTH", lambda broker, _: broker.both("scrammer", SCRAM), "at_least_once"),
+    ],
+)
+def test_what_the_door_asks_for_opens_everything_and_is_in_no_log(
+    guarded: Guarded,
+    topics: TopicsSpec,
+    stranger: Authority,
+    door: str,
+    brings: Brings,
+    delivery: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    produce(guarded[0], topics.ticks, [0], 10)
-    spec = login(guarded[1], PASSWORD)
-    worker = Worker(spec, topics)
+    kafka = spec(guarded.doors[door], delivery=delivery, instance_id="one", **brings(guarded, stranger))
+    produce(guarded.open, topics.ticks, [0], 10)
+    worker = Worker(kafka, topics, ExactlyOnce) if delivery == "exactly_once" else Worker(kafka, topics)
     until(lambda: worker.settled == 10, worker.turn)
     worker.stop()
-    assert len(answers(spec, topics.predictions)) == 10
-    assert PASSWORD not in caplog.text
+    assert len(answers(kafka, topics.predictions)) == 10
+    follower = Follower(kafka, {topics.ticks: "beginning"})
+    until(lambda: follower.caught_up, lambda: follower.poll(0.1))
+    follower.close()
+    assert not [secret for secret in SECRETS if secret in caplog.text]
 
 
-def test_a_wrong_password_ends_it_with_a_sentence(
-    guarded: tuple[str, str], topics: TopicsSpec, caplog: pytest.LogCaptureFixture
+@pytest.mark.process
+def test_a_daemon_lives_behind_a_certificate(guarded: Guarded, topics: TopicsSpec, tmp_path: Path) -> None:
+    settings = daemons.small(guarded.doors["MUTUAL"], topics.ticks, topics)
+    settings["kafka"] |= guarded.mutual | {"delivery": "exactly_once", "instance_id": "one"}
+    assert problems(KafkaSpec.model_validate(settings["kafka"]), topics) == []
+    worker = daemons.Worker(tmp_path / "worker", settings)
+    worker.await_that(worker.ready)
+    kafka = spec(guarded.open)
+    sink = Sink(kafka)
+    for i in range(10):
+        sink.send(
+            topics.ticks, json.dumps({"series": "a", "ts": 1.7e9 + i, "value": float(i)}).encode(), b"a"
+        )
+    sink.close(10.0)
+    until(lambda: len(read_all(kafka, topics.predictions)) == 10)
+    assert worker.end() == 0
+    assert KEY_PASSWORD not in worker.child.output.read_text()
+
+
+# ------------------------------------------------------------------ what is wrong
+
+
+def keys(authority: Authority, name: str) -> dict[str, str]:
+    """A certificate and its key."""
+    certificate, key = authority.of_client(name)
+    return {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
+
+
+def without(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("door", "brings", "said"),
+    [
+        ("LOGIN", lambda *_: login("worker", WRONG), r"refuses the credentials, .* Invalid username"),
+        (
+            "BOTH",
+            lambda broker, _: broker.both("scrammer", SCRAM) | {"sasl_plain_password": WRONG},
+            r"refuses the credentials, .* SCRAM-SHA-512",
+        ),
+        (
+            "SECRET",
+            lambda broker, _: broker.both("worker"),
+            r"refuses the credentials, see kafka\.sasl_\* and security_protocol",
+        ),
+        (
+            "SECRET",
+            lambda broker, stranger: broker.tls | {"ssl_cafile": str(stranger.cafile)},
+            r"is not trusted: .* issuer .*; kafka\.ssl_cafile = '.*/stranger/ca.pem' has to hold",
+        ),
+        (
+            "SECRET",
+            lambda *_: {"security_protocol": "SSL"},
+            r"is not trusted: .*; kafka\.ssl_cafile has to hold",
+        ),
+        (
+            "ELSEWHERE",
+            lambda broker, _: broker.tls,
+            r"is not trusted: .* not valid for '127\.0\.0\.1'; mend the name in kafka\.bootstrap_servers",
+        ),
+        (
+            "MUTUAL",
+            lambda broker, _: broker.tls,
+            r"refuses us .*certificate.*; .* set kafka\.ssl_certfile and kafka\.ssl_keyfile",
+        ),
+        (
+            "MUTUAL",
+            lambda broker, stranger: broker.tls | keys(stranger, "worker"),
+            r"refuses us .*certificate.*; kafka\.ssl_certfile = '.*/worker.pem' has to be signed by",
+        ),
+        ("SECRET", lambda *_: {}, r"speaks TLS; mend kafka\.security_protocol = 'PLAINTEXT'"),
+        (
+            "BOTH",
+            lambda *_: login("worker", PASSWORD),
+            r"speaks TLS; mend kafka\.security_protocol = 'SASL_PLAINTEXT'",
+        ),
+        (
+            "MUTUAL",
+            lambda broker, _: without(broker.mutual, "ssl_password_file") | {"ssl_password": WRONG},
+            r"kafka\.ssl_keyfile = .* encrypted; kafka\.ssl_password_file does not hold its password",
+        ),
+        (
+            "MUTUAL",
+            lambda broker, _: without(broker.mutual, "ssl_password_file"),
+            r"kafka\.ssl_keyfile = .* encrypted; kafka\.ssl_password_file has to name",
+        ),
+        (
+            "MUTUAL",
+            lambda broker, stranger: broker.mutual | {"ssl_keyfile": keys(stranger, "other")["ssl_keyfile"]},
+            r"kafka\.ssl_keyfile = .*\(key values mismatch\)",
+        ),
+    ],
+)
+def test_what_cannot_work_ends_every_client_with_key_and_mend(
+    guarded: Guarded,
+    topics: TopicsSpec,
+    stranger: Authority,
+    door: str,
+    brings: Brings,
+    said: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    spec = login(guarded[1], WRONG)
-    worker = Worker(spec, topics)
-    with pytest.raises(BrokerError, match="refuses the credentials"):
-        until(lambda: False, worker.turn)
-    worker.kill()
+    kafka = spec(guarded.doors[door], instance_id="one", **brings(guarded, stranger))
+    worker = Worker(kafka, topics)
+    transaction = ExactlyOnce(Source(kafka, topics.ticks))
     for attempt in (
-        lambda: Admin(spec),
-        lambda: Log(spec).partitions(topics.ticks),
-        lambda: Follower(spec, {topics.control: "end"}).poll(0.1),
-        lambda: Sink(spec).partitions(topics.ticks),
+        lambda: until(lambda: False, worker.turn),
+        lambda: until(lambda: False, transaction.poll),
+        lambda: Admin(kafka),
+        lambda: Log(kafka).partitions(topics.ticks),
+        lambda: Follower(kafka, {topics.control: "end"}).poll(0.1),
+        lambda: Sink(kafka).partitions(topics.ticks),
     ):
-        with pytest.raises(BrokerError, match="refuses the credentials") as refused:
+        with pytest.raises(ForecasterError, match=said) as refused:
             attempt()
-        assert WRONG not in str(refused.value)
-    assert WRONG not in caplog.text
+        assert not [secret for secret in SECRETS if secret in str(refused.value)]
+    worker.kill()
+    assert not [secret for secret in SECRETS if secret in caplog.text]
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("door", "brings", "said"),
+    [
+        (
+            "OPEN",
+            lambda broker, _: broker.tls,
+            r"in the middle of TLS; .* mend kafka\.security_protocol = 'SSL'",
+        ),
+        ("LOGIN", lambda *_: {}, r"if it wants a login, mend kafka\.security_protocol = 'PLAINTEXT'"),
+        ("BOTH", lambda broker, _: broker.tls, r"if it wants a login, mend kafka\.security_protocol = 'SSL'"),
+    ],
+)
+def test_what_may_be_a_broker_on_its_way_is_waited_for_and_told(
+    guarded: Guarded,
+    topics: TopicsSpec,
+    stranger: Authority,
+    door: str,
+    brings: Brings,
+    said: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kafka = spec(guarded.doors[door], connect_timeout_s=1, **brings(guarded, stranger))
+    with pytest.raises(ForecasterError, match=said):
+        Admin(kafka)
+    source = Source(kafka, topics.ticks)
+    assert source.poll(0.1) == []
+    source.close()
+    assert [record for record in caplog.records if record.name.startswith("forecaster")][
+        -1
+    ].levelname == "WARNING"
+    assert "Traceback" not in caplog.text
+
+
+def test_a_port_that_is_silent_is_given_up(guarded: Guarded) -> None:
+    with socket.create_server((LOOPBACK, 0)) as silent:
+        address = f"{LOOPBACK}:{silent.getsockname()[1]}"
+        with pytest.raises(BrokerError, match=f"no answer from {address}"):
+            Admin(spec(address, connect_timeout_s=1, **guarded.tls))
+
+
+@pytest.mark.process
+def test_check_and_run_end_at_once_with_the_mend(
+    guarded: Guarded, topics: TopicsSpec, stranger: Authority, tmp_path: Path
+) -> None:
+    settings = daemons.small(guarded.doors["SECRET"], topics.ticks, topics)
+    settings["kafka"] |= guarded.tls | {"ssl_cafile": str(stranger.cafile)}
+    [problem] = problems(KafkaSpec.model_validate(settings["kafka"]), topics)
+    worker = daemons.Worker(tmp_path / "worker", settings)
+    assert worker.await_end() == RefusedError.exit_code
+    [failed] = worker.events("failed")
+    assert failed["error"] == problem
+    assert f"kafka.ssl_cafile = {str(stranger.cafile)!r} has to hold" in problem
+    assert "Traceback" not in worker.child.output.read_text()
+
+
+# ------------------------------------------------------------------ rights
+
+READ, WRITE = ACLOperation.READ, ACLOperation.WRITE
+
+
+def allow_all(guarded: Guarded, kafka: KafkaSpec, topics: TopicsSpec) -> None:
+    """Everything that a worker needs, but for writing predictions."""
+    for name in (topics.ticks, topics.control, topics.models, topics.state):
+        guarded.allow("guest", ResourceType.TOPIC, name, READ)
+    for name in (topics.dead_letters, topics.control, topics.models, topics.state):
+        guarded.allow("guest", ResourceType.TOPIC, name, WRITE)
+    guarded.allow("guest", ResourceType.GROUP, kafka.group_id, READ)
+
+
+@pytest.fixture
+def guest(guarded: Guarded) -> KafkaSpec:
+    """A user whose rights are those that a test gives him; the group is his alone."""
+    return spec(guarded.doors["LOGIN"], **login("guest", PASSWORD))
+
+
+def test_check_names_each_right_that_is_missing(
+    guarded: Guarded, topics: TopicsSpec, guest: KafkaSpec
+) -> None:
+    exactly_once = guest.model_copy(update={"delivery": "exactly_once", "transactional_id": guest.group_id})
+    for name in (topics.ticks, topics.predictions, topics.models, topics.state):
+        guarded.allow("guest", ResourceType.TOPIC, name, ACLOperation.DESCRIBE)
+    guarded.allow("guest", ResourceType.TOPIC, topics.control, READ)
+    until(lambda: not any(topics.control in p and "no such" in p for p in problems(exactly_once, topics)))
+    assert problems(exactly_once, topics) == [
+        (
+            f"topics.dead_letters = {topics.dead_letters!r}: there is no such topic, or no right to Write; create it"
+            " (topics.create = true does), or allow it"
+        ),
+        f"topics.ticks = {topics.ticks!r}: no right to Read; allow it on the topic",
+        f"topics.predictions = {topics.predictions!r}: no right to Write; allow it on the topic",
+        f"topics.control = {topics.control!r}: no right to Write; allow it on the topic",
+        f"topics.models = {topics.models!r}: no right to Read and Write; allow it on the topic",
+        f"topics.state = {topics.state!r}: no right to Read and Write; allow it on the topic",
+        f"kafka.group_id = {guest.group_id!r}: no right to Read; allow it on the group",
+        (
+            f'kafka.delivery = "exactly_once": no right to Write as {guest.group_id!r} (kafka.transactional_id);'
+            " allow it on the transactional id"
+        ),
+    ]
+    allow_all(guarded, guest, topics)
+    guarded.allow("guest", ResourceType.TOPIC, topics.predictions, WRITE)
+    guarded.allow("guest", ResourceType.TRANSACTIONAL_ID, guest.group_id, WRITE)
+    until(lambda: not problems(exactly_once, topics))
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_who_may_not_write_predictions_ends_and_no_tick_is_lost(
+    guarded: Guarded, topics: TopicsSpec, guest: KafkaSpec, delivery: str
+) -> None:
+    kafka = guest.model_copy(update={"delivery": delivery, "transactional_id": guest.group_id})
+    make_delivery = {"make_delivery": ExactlyOnce} if delivery == "exactly_once" else {}
+    allow_all(guarded, kafka, topics)
+    guarded.allow("guest", ResourceType.TRANSACTIONAL_ID, guest.group_id, WRITE)
+    guarded.allow("guest", ResourceType.TOPIC, topics.predictions, ACLOperation.DESCRIBE)
+    until(lambda: len(problems(kafka, topics)) == 1)
+    produce(guarded.open, topics.ticks, [0], 10)
+    worker = Worker(kafka, topics, **make_delivery)
+    with pytest.raises(RefusedError, match=f"denies a right .* `forecaster check`: .*{topics.predictions}"):
+        until(lambda: worker.settled > 0, worker.turn)
+    worker.kill()
+    guarded.allow("guest", ResourceType.TOPIC, topics.predictions, WRITE)
+    until(lambda: not any("no right" in problem for problem in problems(kafka, topics)))
+    worker = Worker(kafka, topics, **make_delivery)
+    until(lambda: worker.settled == 10, worker.turn)
+    worker.stop()
+    assert set(answers(spec(guarded.open), topics.predictions).values()) == {1}
+
+
+@pytest.mark.parametrize("what", ["the ticks", "the group"])
+def test_who_may_not_read_ends_and_is_told_what(
+    guarded: Guarded, topics: TopicsSpec, guest: KafkaSpec, what: str
+) -> None:
+    if what == "the ticks":
+        guarded.allow("guest", ResourceType.TOPIC, topics.ticks, ACLOperation.DESCRIBE)
+        guarded.allow("guest", ResourceType.GROUP, guest.group_id, READ)
+    else:
+        guarded.allow("guest", ResourceType.TOPIC, topics.ticks, READ)
+    produce(guarded.open, topics.ticks, [0], 10)
+    until(lambda: not any(topics.ticks in p and "no such" in p for p in problems(guest, topics)))
+    worker = Worker(guest, topics)
+    name = topics.ticks if what == "the ticks" else guest.group_id
+    with pytest.raises(RefusedError, match=f"denies a right .*: .*{name}"):
+        until(lambda: bool(worker.read), worker.turn)
+    worker.kill()

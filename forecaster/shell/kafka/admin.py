@@ -12,6 +12,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from forecaster.errors import BrokerError
 from forecaster.shell.kafka.client import common_settings, connect, fatal, told
+from forecaster.shell.kafka.rights import ON_TOPICS, denied, needed
 from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
 
 
@@ -60,7 +61,8 @@ class Admin:
         """What is missing or cannot work, one sentence each, with the mend."""
         there = self.describe(_names(topics))
         problems = [
-            f"topics.{role} = {name!r}: there is no such topic; create it, or set topics.create = true"
+            f"topics.{role} = {name!r}: there is no such topic, or no right to {needed(role)}; create it (topics.create"
+            " = true does), or allow it"
             for role, name in _roles(topics).items()
             if name not in there
         ]
@@ -75,6 +77,13 @@ class Admin:
             problems.append(f"topics.models = {topics.models!r} has several partitions; it has to have one")
         return problems
 
+    def denied(self, topics: TopicsSpec) -> list[str]:
+        """Rights that a worker lacks on topics that it may see, on its group and its identity, one sentence each."""
+        try:
+            return list(denied(self._client, self._spec, topics))
+        except KafkaError as error:
+            raise self._ours(error) from error
+
     def close(self) -> None:
         """End the client. Never raises."""
         try:
@@ -88,8 +97,7 @@ class Admin:
 
 
 def _roles(topics: TopicsSpec) -> dict[str, str]:
-    roles = ("ticks", "predictions", "dead_letters", "control", "models", "state")
-    return {role: getattr(topics, role) for role in roles}
+    return {role: getattr(topics, role) for role in ON_TOPICS}
 
 
 def _names(topics: TopicsSpec) -> list[str]:

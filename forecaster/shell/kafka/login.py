@@ -8,12 +8,20 @@ in them; these loggers are cut off at INFO, and connections that end are logged 
 """
 
 import logging
+import ssl
 from typing import Any
 
-from kafka.errors import IllegalSaslStateError, SaslAuthenticationFailedError, UnsupportedSaslMechanismError
+from kafka.errors import (
+    IllegalSaslStateError,
+    KafkaConnectionError,
+    SaslAuthenticationFailedError,
+    UnsupportedSaslMechanismError,
+)
 from kafka.net.compat import KafkaNetClient
+from kafka.net.inet import create_connection
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
+from kafka.net.transport import KafkaSSLTransport
 
 from forecaster.shell.kafka.tls import SecurityError, explained, make_context
 
@@ -52,10 +60,9 @@ class Manager(KafkaConnectionManager):
         """Why the last connection that ended did so."""
         self._ciphers = settings.get("ssl_ciphers")
 
-    async def _build_transport(self, node: Any, **options: Any) -> Any:
-        if self.ssl_enabled:
-            self.config["ssl_context"] = make_context(self.config | {"ssl_ciphers": self._ciphers})
-        transport = await super()._build_transport(node, **options)
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        build = self._over_tls if self.ssl_enabled else super()._build_transport
+        transport: Any = await build(node, timeout_at)
         receive = transport._sock_recv  # noqa: SLF001
 
         def receive_all() -> tuple[bytes, Exception | None]:
@@ -64,6 +71,32 @@ class Manager(KafkaConnectionManager):
 
         transport._sock_recv = receive_all  # noqa: SLF001
         return transport
+
+    async def _over_tls(self, node: Any, timeout_at: float | None) -> Any:
+        """As the library's own, which waits for ever for a silent broker, and leaves sockets behind."""
+        context = make_context(self.config | {"ssl_ciphers": self._ciphers})
+        how = {"proxy_url": self.config["proxy_url"], "timeout_at": timeout_at}
+        sock = await create_connection(self._net, node.host, node.port, self.config["socket_options"], **how)
+        transport: Any = KafkaSSLTransport(self._net, sock, host=node.host, ssl_context=context)
+        try:
+            await self._shake_hands(transport._sock, timeout_at)  # noqa: SLF001
+        except OSError as error:
+            transport.close()
+            raise KafkaConnectionError(error) from error
+        except BaseException:
+            transport.close()
+            raise
+        return transport
+
+    async def _shake_hands(self, sock: ssl.SSLSocket, timeout_at: float | None) -> None:
+        while True:
+            try:
+                sock.do_handshake()
+                return
+            except ssl.SSLWantReadError:
+                await self._net.wait_read(sock, timeout_at)
+            except ssl.SSLWantWriteError:
+                await self._net.wait_write(sock, timeout_at)
 
     async def _connect(self, node: Any, conn: Any, **options: Any) -> None:
         refusals: list[Exception] = []
