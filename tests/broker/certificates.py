@@ -1,7 +1,10 @@
 """Certificates of an authority that lives as long as a test: PEM files for Kafka and for its clients."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -28,6 +31,20 @@ class Authority:
         leaf = self._ca.issue_cert(*names)
         path = self.folder / f"{names[0]}.pem"
         path.write_bytes(_key(leaf, NoEncryption()) + _chain(leaf))
+        return path
+
+    def revoking(self, *certificates: Path) -> Path:
+        """The list of what it has revoked: the first certificate of each of these files."""
+        now = datetime.now(UTC)
+        issuer = x509.load_pem_x509_certificate(self._ca.cert_pem.bytes()).subject
+        listed = x509.CertificateRevocationListBuilder(issuer, now, now + timedelta(days=1))
+        for path in certificates:
+            serial = x509.load_pem_x509_certificate(path.read_bytes()).serial_number
+            revoked = x509.RevokedCertificateBuilder(serial, now).build()
+            listed = listed.add_revoked_certificate(revoked)
+        key = load_pem_private_key(self._ca.private_key_pem.bytes(), None)
+        path = self.folder / f"revoked-{len(certificates)}.pem"
+        path.write_bytes(listed.sign(key, SHA256()).public_bytes(Encoding.PEM))  # type: ignore[arg-type]
         return path
 
     def of_client(self, name: str, password: str | None = None) -> tuple[Path, Path]:

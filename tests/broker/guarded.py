@@ -45,6 +45,8 @@ class Guarded:
         self.open = cluster.bootstrap_servers
         self.doors = {"OPEN": self.open} | cluster.brokers[0].doors
         self.authority = authority
+        self.own = authority.folder / f"{LOOPBACK}.pem"
+        """The broker's certificate, with its key."""
         self.certificate, self.key = authority.of_client("worker", KEY_PASSWORD)
         self.key_password = authority.folder / "key-password"
         self.key_password.write_text(KEY_PASSWORD + "\n")

@@ -46,6 +46,20 @@ def topics(guarded: Guarded) -> TopicsSpec:
 
 
 @pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[daemons.Settings], daemons.Worker]]:
+    """Starts daemons, none of which outlives its test."""
+    started: list[daemons.Worker] = []
+
+    def run(settings: daemons.Settings) -> daemons.Worker:
+        started.append(daemons.Worker(tmp_path / "worker", settings))
+        return started[-1]
+
+    yield run
+    for worker in started:
+        worker.child.stop()
+
+
+@pytest.fixture
 def stranger(tmp_path: Path) -> Authority:
     return Authority(tmp_path / "stranger")
 
@@ -64,13 +78,18 @@ def problems(kafka: KafkaSpec, topics: TopicsSpec) -> list[str]:
 # ------------------------------------------------------------------ what is right
 
 
+def revoking(broker: Guarded, *certificates: Path) -> dict[str, str]:
+    """A list of revoked certificates."""
+    return {"ssl_crlfile": str(broker.authority.revoking(*certificates))}
+
+
 @pytest.mark.parametrize(
     ("door", "brings", "delivery"),
     [
         ("LOGIN", lambda *_: login("worker", PASSWORD), "at_least_once"),
         ("SECRET", lambda broker, _: broker.tls, "exactly_once"),
         ("ELSEWHERE", lambda broker, _: broker.tls | {"ssl_check_hostname": False}, "at_least_once"),
-        ("MUTUAL", lambda broker, _: broker.mutual, "at_least_once"),
+        ("MUTUAL", lambda broker, _: broker.mutual | revoking(broker), "at_least_once"),
         ("BOTH", lambda broker, _: broker.both("worker"), "exactly_once"),
         ("BOTH", lambda broker, _: broker.both("scrammer", SCRAM), "at_least_once"),
     ],
@@ -98,11 +117,13 @@ def test_what_the_door_asks_for_opens_everything_and_is_in_no_log(
 
 
 @pytest.mark.process
-def test_a_daemon_lives_behind_a_certificate(guarded: Guarded, topics: TopicsSpec, tmp_path: Path) -> None:
+def test_a_daemon_lives_behind_a_certificate(
+    guarded: Guarded, topics: TopicsSpec, start: Callable[[daemons.Settings], daemons.Worker]
+) -> None:
     settings = daemons.small(guarded.doors["MUTUAL"], topics.ticks, topics)
     settings["kafka"] |= guarded.mutual | {"delivery": "exactly_once", "instance_id": "one"}
     assert problems(KafkaSpec.model_validate(settings["kafka"]), topics) == []
-    worker = daemons.Worker(tmp_path / "worker", settings)
+    worker = start(settings)
     worker.await_that(worker.ready)
     kafka = spec(guarded.open)
     sink = Sink(kafka)
@@ -167,6 +188,16 @@ def without(settings: dict[str, Any], name: str) -> dict[str, Any]:
             "MUTUAL",
             lambda broker, stranger: broker.tls | keys(stranger, "worker"),
             r"refuses us .*certificate.*; kafka\.ssl_certfile = '.*/worker.pem' has to be signed by",
+        ),
+        (
+            "SECRET",
+            lambda broker, _: broker.tls | revoking(broker, broker.own),
+            r"is not trusted: certificate revoked; see kafka\.ssl_crlfile",
+        ),
+        (
+            "SECRET",
+            lambda broker, _: broker.tls | {"ssl_ciphers": "NONE-SUCH"},
+            r"kafka\.ssl_ciphers = 'NONE-SUCH' cannot be used",
         ),
         ("SECRET", lambda *_: {}, r"speaks TLS; mend kafka\.security_protocol = 'PLAINTEXT'"),
         (
@@ -262,13 +293,16 @@ def test_a_port_that_is_silent_is_given_up(guarded: Guarded) -> None:
 
 @pytest.mark.process
 def test_check_and_run_end_at_once_with_the_mend(
-    guarded: Guarded, topics: TopicsSpec, stranger: Authority, tmp_path: Path
+    guarded: Guarded,
+    topics: TopicsSpec,
+    stranger: Authority,
+    start: Callable[[daemons.Settings], daemons.Worker],
 ) -> None:
     settings = daemons.small(guarded.doors["SECRET"], topics.ticks, topics)
     settings["kafka"] |= guarded.tls | {"ssl_cafile": str(stranger.cafile)}
     [problem] = problems(KafkaSpec.model_validate(settings["kafka"]), topics)
-    worker = daemons.Worker(tmp_path / "worker", settings)
-    assert worker.await_end() == RefusedError.exit_code
+    worker = start(settings)
+    assert worker.await_end(daemons.DEADLINE_S) == RefusedError.exit_code
     [failed] = worker.events("failed")
     assert failed["error"] == problem
     assert f"kafka.ssl_cafile = {str(stranger.cafile)!r} has to hold" in problem

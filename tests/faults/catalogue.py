@@ -92,8 +92,8 @@ FAULTS = {
     ),
     "T18": Fault("names are resolved slowly, wrongly, or not at all", _EVERY),
     "T19": Fault(
-        "wrong credentials (SASL); TLS and rights are not tried",
-        "I8 I9",
+        "wrong passwords, authorities, certificates, keys, host names, protocols; rights that are missing",
+        "I1 I2 I8 I9",
         ("tests/broker/test_kafka_security.py",),
     ),
     "T20": Fault("the topic is deleted and made again", "I6 I9"),

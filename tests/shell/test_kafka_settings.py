@@ -44,6 +44,7 @@ def test_reading_the_configuration_does_not_import_the_client() -> None:
     ("settings", "mend"),
     [
         ({"start": "time"}, "start_time"),
+        ({"ssl_keyfile": Path("client.key")}, "needs ssl_certfile"),
         ({"security_protocol": "SASL_SSL"}, "sasl_mechanism"),
         ({"delivery": "exactly_once"}, "instance_id or transactional_id"),
         ({"sasl_plain_password": "a", "sasl_plain_password_file": "b"}, "either"),

@@ -176,6 +176,10 @@ class KafkaSpec(Spec):
                 "give either ssl_password or ssl_password_file",
             ),
             (
+                self.ssl_keyfile is not None and self.ssl_certfile is None,
+                "ssl_keyfile needs ssl_certfile, else no certificate is shown",
+            ),
+            (
                 exactly_once and not (self.transactional_id or self.instance_id),
                 "exactly_once needs instance_id or transactional_id, stable and unique for each worker",
             ),
