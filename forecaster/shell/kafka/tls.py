@@ -71,7 +71,7 @@ def _reading(key: str, value: str, mend: str) -> Generator[None]:
     try:
         yield
     except ssl.SSLError as error:
-        why = f" ({_brief(error)})" if error.reason else ""
+        why = f" ({_brief(error)})" if _reason(error) else ""
         raise SecurityError(f"kafka.{key} = {value!r} cannot be used{why}: {mend}", ours=True) from error
     except OSError as error:
         why = f"cannot be read: {error.strerror}; mend path or rights"
@@ -146,7 +146,7 @@ def _openssl(error: BaseException) -> BaseException | None:
 
 def _is_about_us(error: ssl.SSLError) -> bool:
     """Whether the other side says what it has against us, and not only that something went wrong."""
-    reason = error.reason or ""
+    reason = _reason(error)
     return "ALERT" in reason and any(word in reason for word in _OF_US)
 
 
@@ -156,5 +156,9 @@ def _is_alert(error: InvalidReceiveError) -> bool:
 
 
 def _brief(error: ssl.SSLError) -> str:
-    """OpenSSL's word for it."""
-    return (error.reason or "").replace("_", " ").lower()
+    return _reason(error).replace("_", " ").lower()
+
+
+def _reason(error: ssl.SSLError) -> str:
+    """OpenSSL's word for it; errors that Python raises in its stead have none, not even the attribute."""
+    return getattr(error, "reason", None) or ""
