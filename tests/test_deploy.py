@@ -353,6 +353,13 @@ def test_the_services_of_compose_find_each_other() -> None:
     assert scrape["static_configs"][0]["targets"] == [f"forecaster:{config['http']['port']}"]
 
 
+def test_compose_starts_the_broker_that_the_tests_run_on() -> None:
+    image = read_yaml(DEPLOY / "docker-compose.yml")["services"]["kafka"]["image"]
+    found = re.search(r"<version>(4[\d.]+)</version>", (ROOT / "tests" / "broker" / "pom.xml").read_text())
+    assert found
+    assert image == f"apache/kafka:{found[1]}"
+
+
 def test_a_container_of_compose_holds_no_more_rights_than_it_needs() -> None:
     services = read_yaml(DEPLOY / "docker-compose.yml")["services"]
     for name in ("forecaster", "ticks"):
