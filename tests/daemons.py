@@ -14,7 +14,7 @@ from forecaster.demo.broker import free_port
 from forecaster.demo.processes import Child
 from forecaster.shell.kafka import TopicsSpec
 
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 ROLES = ("ticks", "predictions", "dead_letters", "control", "models", "state")
 
 Settings = dict[str, dict[str, Any]]
