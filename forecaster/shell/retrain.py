@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import IO, Any
@@ -35,6 +35,8 @@ TERM_S = 1.0  # after SIGTERM, before SIGKILL
 MOST_OUTPUT = 1 << 20  # bytes of a line of the trainer's, and
 MOST_ERRORS = 4096  # of the end of what it wrote to stderr
 MB = 1 << 20
+FOR_THE_DAEMON = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+"""What `systemctl kill` sends to all processes of a service alike, and would end a trainer."""
 TRAINER = (sys.executable, "-m", "forecaster.shell.trainer")
 
 ENVIRONMENT = {
@@ -301,16 +303,17 @@ class TrainerProcess:
             for name, value in os.environ.items()
             if not name.startswith("FORECASTER_") or name == crash.VARIABLE
         }
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=kept | ENVIRONMENT | environment,
-            # Ctrl-C is for the daemon, which ends its trainer itself. In a session of its own the trainer would be an
-            # equal of the daemon, whatever its priority: Linux divides the time by sessions first (autogroup).
-            process_group=0,
-        )
+        with _blocked(*FOR_THE_DAEMON):  # a child keeps the mask that it was born with
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=kept | ENVIRONMENT | environment,
+                # Ctrl-C is for the daemon, which ends its trainer itself. In a session of its own the trainer would be
+                # an equal of the daemon, whatever its priority: Linux divides the time by sessions first (autogroup).
+                process_group=0,
+            )
         self.pid = self._process.pid
         self._now = now
         self._unsent = job.rstrip(b"\n") + b"\n"
@@ -387,3 +390,13 @@ def _report(line: bytes) -> dict[str, Any] | None:
     except (msgspec.DecodeError, RecursionError):
         return None
     return report if isinstance(report, dict) else None
+
+
+@contextmanager
+def _blocked(*signals: signal.Signals) -> Generator[None]:
+    """Signals that this thread, and what it starts meanwhile, lets wait."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -210,6 +210,16 @@ def test_the_trainer_has_one_core_a_group_of_its_own_in_our_session_and_none_of_
         assert the_end(made).message == f'["1", "1", true, {os.getsid(0)}, [], {0o700}]'
 
 
+def test_what_an_operator_tells_the_whole_service_is_not_for_the_trainer() -> None:
+    told = "import os, signal\nfor name in ('HUP', 'QUIT', 'USR1', 'USR2'):\n"
+    told += "    os.kill(os.getpid(), signal.Signals['SIG' + name])\n"
+    ours = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with retrainer(told + PROMOTES) as made:
+        made.request("signal")
+        assert the_end(made).outcome is Outcome.PROMOTED
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == ours
+
+
 def test_what_was_compiled_is_removed_at_the_end() -> None:
     with retrainer(PROMOTES) as made:
         made.request("cli")
