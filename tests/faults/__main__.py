@@ -61,7 +61,7 @@ def main() -> int:
             *(f"--fault-seed={seed}" for seed in seeds),
             f"--kills={given.kills}",
             f"--storms={given.storms}",
-            "--timeout=3600",
+            "--timeout=7200",
             *more,
         ],
         plugins=[Notes(findings)],
