@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forecaster.core import features
 from forecaster.core.model import Card, ModelSpec, untrained
 from forecaster.shell.kafka import Record
 from forecaster.shell.models import Arrived, NowServing, Refusal, Refused, Registry, Serving, Stored
@@ -217,12 +219,25 @@ def test_the_last_and_their_ancestors_are_kept() -> None:
 def test_a_network_comes_back_as_it_was() -> None:
     spec = ModelSpec(hidden=4, horizon=3)
     net = untrained(spec)._replace(card=Card(version="v1", seed=7, offsets={"0": (1, 2)}))
-    for whole in (net, net._replace(judged={name: p + 1 for name, p in net.params.items()})):
+    for whole in (net, net._replace(judged={name: p + 2 for name, p in net.params.items()})):
         again = from_stored(to_stored(whole))
         assert not isinstance(again, Refused)
         assert (again.spec, again.card) == (net.spec, net.card)
         jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
         jax.tree.map(np.testing.assert_array_equal, again.judged, whole.judged)
+
+
+def test_inputs_that_an_earlier_release_saw_no_change_in_are_not_heard() -> None:
+    """It gave them a rate of 1; what they turn out to be would pass through weights that nobody trained."""
+    net = untrained(ModelSpec(hidden=4, horizon=3))._replace(card=Card(version="v1"))
+    rate = np.linspace(0.5, 1.5, features.RECURRENT, dtype=np.float32)
+    again = from_stored(to_stored(net._replace(params=net.params | {"norm.input_rate": jnp.asarray(rate)})))
+    assert not isinstance(again, Refused)
+    middle = features.RECURRENT // 2
+    assert rate[middle] == 1
+    rate[middle] = 0
+    np.testing.assert_array_equal(again.params["norm.input_rate"], rate)
+    assert (again.params["norm.out"] == net.params["norm.out"]).all()
 
 
 def test_weights_of_other_shapes_are_refused() -> None:
