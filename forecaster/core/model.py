@@ -294,16 +294,11 @@ def in_order(quantiles: Float[Array, "*at level batch"], median: int) -> Float[A
 
 
 def standardised(
-    spec: ModelSpec,
-    params: Params,
-    inputs: np.ndarray,
-    direct: np.ndarray,
-    target: np.ndarray,
-    unheard: features.Inputs,
+    spec: ModelSpec, params: Params, inputs: np.ndarray, direct: np.ndarray, target: np.ndarray
 ) -> Params:
     """Fresh parameters fitted to what they will see: `inputs` and `direct` (n, feature), `target` (n, horizon).
 
-    An input that hardly varies here is not heard, ever; nor are those `unheard`.
+    An input that hardly varies here is not heard, ever.
     The head starts from the quantiles that the targets have, around the last value, wherever the inputs say nothing.
     """
     changes = np.asarray(features.squash(jnp.asarray(target)))
@@ -311,27 +306,35 @@ def standardised(
     start = np.sort(start - start[:, spec.median, None], axis=1)
     known: dict[str, np.ndarray] = {
         "norm.input_mean": inputs.mean(0),
-        "norm.input_rate": _rate(inputs, unheard.recurrent),
+        "norm.input_rate": _rate(inputs),
         "norm.direct_mean": direct.mean(0),
-        "norm.direct_rate": _rate(direct, unheard.direct),
+        "norm.direct_rate": _rate(direct),
         "norm.out": np.maximum(np.abs(changes).mean(0), 1e-3),
         "out.bias": start.reshape(-1),
     }
     return params | {name: jnp.asarray(value, jnp.float32) for name, value in known.items()}
 
 
-def _rate(x: np.ndarray, unheard: list[int]) -> np.ndarray:
-    """One over the spread; 0 for what hardly varies, and what is not to be heard."""
+def _rate(x: np.ndarray) -> np.ndarray:
+    """One over the spread; 0 for what hardly varies."""
     with np.errstate(invalid="ignore"):  # what is not finite is not heard either
         spread = x.std(0)
-    spread[unheard] = 0.0
     return np.divide(1.0, spread, out=np.zeros_like(spread), where=spread >= LEAST_SPREAD)
 
 
 def hears(params: Params) -> np.ndarray:
     """Which inputs change what the network says; bool (recurrent and direct inputs,)."""
-    return np.concatenate([np.asarray(params[name]) != 0 for name in ("norm.input_rate", "norm.direct_rate")])
+    return np.concatenate([np.asarray(params[name]) != 0 for name in HEARING])
 
 
+def without(params: Params, unheard: features.Inputs) -> Params:
+    """The same, but these inputs are not heard."""
+    rates = [np.array(params[name]) for name in HEARING]
+    for rate, at in zip(rates, unheard, strict=True):
+        rate[at] = 0.0
+    return params | {name: jnp.asarray(rate) for name, rate in zip(HEARING, rates, strict=True)}
+
+
+HEARING = "norm.input_rate", "norm.direct_rate"  # by which inputs are standardised; 0: not heard
 LEAST_SPREAD = 1e-3  # of an input that is heard
 FARTHEST = 8.0  # spreads; inputs farther from the mean say no more

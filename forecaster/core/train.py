@@ -29,11 +29,9 @@ from forecaster.core.score import pinball_loss
 HOLDOUT_WINDOWS = 192  # at most so many windows judge; more make the verdict slower, hardly surer
 NON_FINITE_STEPS = 5  # steps in a row without a finite gradient, from which the fit has diverged
 LEAST_ORIGINS = 200  # fewer teach a network nothing that the last value does not know
-FEW_CYCLES = (
-    2.0,
-    2.0,
-)  # days and weeks from which on a history may teach what their time tells, if only by heart
-MANY_CYCLES = 4.0, 10.0  # from which on it does
+# Days and weeks from which on a history may teach what their time tells, if only by heart; and from which on it does.
+FEW_CYCLES = 2.0, 2.0
+MANY_CYCLES = 4.0, 10.0
 CLEAR_GAIN = 0.03  # share of the loss by which a network has to be better for what few cycles taught it
 WARM_UP_STEPS = 100  # of the learning rate
 LEAST_GAIN = 3e-4  # share of the loss; less does not renew the patience
@@ -274,14 +272,16 @@ def _fresh(examples: Examples, spec: TrainSpec, shape: ModelSpec) -> list[Params
     One set, and a second one that hears the calendar where the history may be too short to teach it: fits will tell.
     """
     rows, drawn = _whole(examples), network.init(shape, spec.seed)
-    seen = examples.inputs[rows], examples.direct[rows], examples.target[rows]
+    fitted = network.standardised(
+        shape, drawn, examples.inputs[rows], examples.direct[rows], examples.target[rows]
+    )
     days = examples.span_s / features.DAY_S
     spanned = days, days / features.WEEK_DAYS
     wary, bold = (
         [cycle for cycle in range(2) if spanned[cycle] < least[cycle]] for least in (MANY_CYCLES, FEW_CYCLES)
     )
     ways = [wary] if wary == bold else [wary, bold]
-    return [network.standardised(shape, drawn, *seen, features.calendar_inputs(deaf)) for deaf in ways]
+    return [network.without(fitted, features.calendar_inputs(cycles)) for cycles in ways]
 
 
 def _whole(examples: Examples) -> np.ndarray:

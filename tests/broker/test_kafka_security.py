@@ -32,6 +32,7 @@ SECRETS = (PASSWORD, KEY_PASSWORD, WRONG)
 
 Brings = Callable[[Guarded, Authority], dict[str, Any]]
 """What a client says, from what the broker asks for and an authority that the broker does not know."""
+Enter = Callable[..., KafkaSpec]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,16 @@ def start(tmp_path: Path) -> Iterator[Callable[[daemons.Settings], daemons.Worke
 @pytest.fixture
 def stranger(tmp_path: Path) -> Authority:
     return Authority(tmp_path / "stranger")
+
+
+@pytest.fixture
+def enter(guarded: Guarded, stranger: Authority) -> Enter:
+    """Configures a client for a door, with what it brings there."""
+
+    def through(door: str, brings: Brings, **how: Any) -> KafkaSpec:
+        return spec(guarded.doors[door], **how, **brings(guarded, stranger))
+
+    return through
 
 
 def spec(address: str, **how: Any) -> KafkaSpec:
@@ -97,14 +108,14 @@ def revoking(broker: Guarded, *certificates: Path) -> dict[str, str]:
 def test_what_the_door_asks_for_opens_everything_and_is_in_no_log(
     guarded: Guarded,
     topics: TopicsSpec,
-    stranger: Authority,
+    enter: Enter,
     door: str,
     brings: Brings,
     delivery: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    kafka = spec(guarded.doors[door], delivery=delivery, instance_id="one", **brings(guarded, stranger))
+    kafka = enter(door, brings, delivery=delivery, instance_id="one")
     produce(guarded.open, topics.ticks, [0], 10)
     worker = Worker(kafka, topics, ExactlyOnce) if delivery == "exactly_once" else Worker(kafka, topics)
     until(lambda: worker.settled == 10, worker.turn)
@@ -223,16 +234,10 @@ def without(settings: dict[str, Any], name: str) -> dict[str, Any]:
     ],
 )
 def test_what_cannot_work_ends_every_client_with_key_and_mend(
-    guarded: Guarded,
-    topics: TopicsSpec,
-    stranger: Authority,
-    door: str,
-    brings: Brings,
-    said: str,
-    caplog: pytest.LogCaptureFixture,
+    enter: Enter, topics: TopicsSpec, door: str, brings: Brings, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    kafka = spec(guarded.doors[door], instance_id="one", **brings(guarded, stranger))
+    kafka = enter(door, brings, instance_id="one")
     worker = Worker(kafka, topics)
     transaction = ExactlyOnce(Source(kafka, topics.ticks))
     for attempt in (
@@ -264,15 +269,9 @@ def test_what_cannot_work_ends_every_client_with_key_and_mend(
     ],
 )
 def test_what_may_be_a_broker_on_its_way_is_waited_for_and_told(
-    guarded: Guarded,
-    topics: TopicsSpec,
-    stranger: Authority,
-    door: str,
-    brings: Brings,
-    said: str,
-    caplog: pytest.LogCaptureFixture,
+    enter: Enter, topics: TopicsSpec, door: str, brings: Brings, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kafka = spec(guarded.doors[door], connect_timeout_s=1, **brings(guarded, stranger))
+    kafka = enter(door, brings, connect_timeout_s=1)
     with pytest.raises(ForecasterError, match=said):
         Admin(kafka)
     source = Source(kafka, topics.ticks)

@@ -108,7 +108,7 @@ def test_fresh_parameters_are_fitted_to_what_they_will_see() -> None:
     size = features.direct_size(SPEC.horizon)
     inputs, direct = 5 + 3 * rng.normal(size=(500, features.RECURRENT)), rng.normal(size=(500, size))
     target = np.asarray([1.0, 2.0, 4.0]) * rng.normal(size=(500, 3))
-    params = model.standardised(SPEC, model.init(SPEC, 0), inputs, direct, target, features.Inputs([], []))
+    params = model.standardised(SPEC, model.init(SPEC, 0), inputs, direct, target)
     np.testing.assert_allclose(params["norm.input_mean"], inputs.mean(0), rtol=1e-4)
     np.testing.assert_allclose(params["norm.input_rate"], 1 / inputs.std(0), rtol=1e-4)
     silent = {name: jnp.zeros_like(p) if "kernel" in name else p for name, p in params.items()}
@@ -124,8 +124,8 @@ def test_what_does_not_vary_or_is_to_be_left_out_is_not_heard() -> None:
     size = features.direct_size(SPEC.horizon)
     inputs, direct = rng.normal(size=(500, features.RECURRENT)), rng.normal(size=(500, size))
     inputs[:, 0] = direct[:, 1] = 3.0
-    unheard = features.Inputs([5], [-2])
-    params = model.standardised(SPEC, model.init(SPEC, 0), inputs, direct, rng.normal(size=(500, 3)), unheard)
+    params = model.standardised(SPEC, model.init(SPEC, 0), inputs, direct, rng.normal(size=(500, 3)))
+    params = model.without(params, features.Inputs([5], [-2]))
     deaf = np.zeros(features.RECURRENT + size, bool)
     deaf[[0, 5, features.RECURRENT + 1, -2]] = True
     np.testing.assert_array_equal(model.hears(params), ~deaf)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from pydantic import ValidationError
 
-from forecaster.core.model import Card, Model, ModelSpec, shapes
+from forecaster.core.model import HEARING, Card, Model, ModelSpec, shapes
 from forecaster.shell.models.codec import Refusal, Refused, Stored, store
 
 _PERIODS = "periods"
@@ -51,7 +51,4 @@ def from_stored(stored: Stored) -> Model | Refused:
 
 def _deaf(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same where inputs that did not vary have the rate 0, by which they are not heard; it was 1 once."""
-    return {
-        name: np.where(p == 1, np.float32(0), p) if name in ("norm.input_rate", "norm.direct_rate") else p
-        for name, p in params.items()
-    }
+    return {name: np.where(p == 1, np.float32(0), p) if name in HEARING else p for name, p in params.items()}
