@@ -17,6 +17,7 @@ RATE = 0.01  # of the share of outcomes inside, for each step at which all forec
 TRUSTED = (
     0.95  # the level 0.05 that is as low as an extreme leaves more than 5 % beyond it where there is no bound
 )
+ROOM = 2.0  # scales for each step ahead by which a forecast may always leave what a series has been
 NEAR = 1e-3  # of the distance: what waits is half precision
 
 
@@ -73,6 +74,17 @@ def limits(bounds: Bounds) -> tuple[Float[Array, " batch"], Float[Array, " batch
     low = jnp.where(bounds.low_trust > TRUSTED, bounds.lowest, -jnp.inf)
     high = jnp.where(bounds.high_trust > TRUSTED, bounds.highest, jnp.inf)
     return low, high
+
+
+def reach(
+    bounds: Bounds, room: Float[Array, " batch"]
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    """The same of forecasts made now: where nothing stops a series they may leave what it has been by as much again, or
+    by `room` where that is more. A network that meets what it was not taught draws anything.
+    """
+    low, high = limits(bounds)
+    beyond = jnp.maximum(bounds.highest - bounds.lowest, room)
+    return jnp.maximum(low, bounds.lowest - beyond), jnp.minimum(high, bounds.highest + beyond)
 
 
 def stop(quantiles: Array, ends: tuple[Float[Array, " batch"], ...]) -> Array:

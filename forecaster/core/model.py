@@ -134,6 +134,7 @@ class Network(nnx.Module):
         self.out = nnx.Linear(spec.hidden, out, rngs=rngs)
         self.skip = nnx.Linear(direct, spec.horizon, use_bias=False, rngs=rngs)
         self.gate = nnx.Linear(spec.hidden, features.CANDIDATES * spec.horizon, rngs=rngs)
+        self.width = nnx.Linear(spec.hidden, spec.horizon, rngs=rngs)
 
 
 @lru_cache
@@ -173,7 +174,7 @@ def init(spec: ModelSpec, seed: int) -> Params:
 
 
 _RATES = frozenset({"norm.input_rate", "norm.direct_rate", "norm.out"})
-_SMALL = {"out": 0.1, "skip": 0.0, "gate": 0.0}
+_SMALL = {"out": 0.1, "skip": 0.0, "gate": 0.0, "width": 0.0}
 
 
 def shapes(spec: ModelSpec) -> dict[str, jax.ShapeDtypeStruct]:
@@ -260,8 +261,9 @@ def head(
     """The quantile of each level and step ahead as the network draws it, which need not be in order.
 
     Every level is a sum of its own function of the hidden units and of two parts that all levels of a step share: a
-    line through the inputs, and the candidate forecasts, each weighed by a gate. All in squashed scales, so that a
-    forecast of a thousand scales is within reach.
+    line through the inputs, and the candidate forecasts, each weighed by a gate. What is its own is multiplied by a
+    width, which a step's levels share as well: an hour in which nothing moves narrows all of them at once. All in
+    squashed scales, so that a forecast of a thousand scales is within reach.
     """
     net = _network(spec, params)
     known = _standard(direct, net.norm.direct_mean, net.norm.direct_rate)
@@ -273,7 +275,9 @@ def head(
     own = (net.out.kernel.get_value().T @ hidden.T).reshape(spec.horizon, len(spec.levels), -1)
     bias: Any = net.out.bias
     start = bias.get_value().reshape(spec.horizon, len(spec.levels), 1)
-    return features.unsquash((own + shared[:, None]) * net.norm.out.get_value()[:, None, None] + start)
+    width = jnp.exp(jnp.clip(net.width(hidden), *WIDTHS)).T
+    unit = net.norm.out.get_value()[:, None, None]
+    return features.unsquash((own * unit + start) * width[:, None] + shared[:, None] * unit)
 
 
 def quantiles(
@@ -316,10 +320,11 @@ def standardised(
 
 
 def _rate(x: np.ndarray) -> np.ndarray:
-    """One over the spread; 0 for what hardly varies."""
+    """One over the spread, but no more than one over USUAL_SPREAD; 0 for what hardly varies."""
     with np.errstate(invalid="ignore"):  # what is not finite is not heard either
         spread = x.std(0)
-    return np.divide(1.0, spread, out=np.zeros_like(spread), where=spread >= LEAST_SPREAD)
+    usual = np.maximum(spread, USUAL_SPREAD)
+    return np.divide(1.0, usual, out=np.zeros_like(spread), where=spread >= LEAST_SPREAD)
 
 
 def hears(params: Params) -> np.ndarray:
@@ -337,4 +342,6 @@ def without(params: Params, unheard: features.Inputs) -> Params:
 
 HEARING = "norm.input_rate", "norm.direct_rate"  # by which inputs are standardised; 0: not heard
 LEAST_SPREAD = 1e-3  # of an input that is heard
+USUAL_SPREAD = 0.1  # one of less is not blown up: the first gap after a regular history would drown all else
 FARTHEST = 8.0  # spreads; inputs farther from the mean say no more
+WIDTHS = -6.0, 3.0  # logarithms of the least and the largest

@@ -12,7 +12,7 @@ from forecaster.core.bounds import Bounds
 from forecaster.core.calls import Shape
 from forecaster.core.model import ModelSpec
 from forecaster.core.tick import Tick
-from tests.folds import make_fold
+from tests.folds import make_fold, make_model
 
 SPEC = ModelSpec(hidden=4, horizon=3, levels=(0.05, 0.5, 0.95), context_length=8, warm_up=4)
 NEWBORN = Bounds(*jnp.zeros((bounds.STATE, 1)))
@@ -108,3 +108,24 @@ def test_what_is_stopped_is_in_order_and_inside(said: list[float], low: float, h
 def test_what_half_precision_leaves_short_of_a_bound_is_on_it() -> None:
     ends = jnp.asarray([-5.001]), jnp.asarray([jnp.inf])
     assert bounds.stop(jnp.asarray([[np.float16(-5.001)]], jnp.float32), ends)[0, 0] == jnp.float32(-5.001)
+
+
+def test_a_wild_network_does_not_leave_by_far_what_a_series_has_been() -> None:
+    """A series that falls from 100 to 0 for a while, as sensors do, and a network that makes a thousand of it."""
+    rng = np.random.default_rng(2)
+    values = 100 + rng.normal(size=300)
+    values[200:215] = 0.0
+    fold = make_fold(SPEC, rows=8, shapes=[Shape(1, 64, 1, 1)])
+    wild = make_model(spec=SPEC)
+    fold.swap(wild._replace(params={name: 10 * p for name, p in wild.params.items()}))
+    fold.admit(0, range(len(values)), [Tick("a", 60.0 * t, float(v)) for t, v in enumerate(values)])
+    issued = fold.run()
+    found = issued.last[:, None, None] + issued.offset
+    lowest, highest = np.minimum.accumulate(values), np.maximum.accumulate(values)
+    beyond = np.maximum(highest - lowest, bounds.ROOM * SPEC.horizon * issued.scale)
+    low, high = (lowest - beyond)[:, None, None], (highest + beyond)[:, None, None]
+    assert (found >= low - 0.01).all()
+    assert (found <= high + 0.01).all()
+    assert ((found <= low + 0.01) | (found >= high - 0.01)).any(
+        axis=(1, 2)
+    ).sum() > 5  # until it has lost its weight

@@ -118,6 +118,30 @@ def test_fresh_parameters_are_fitted_to_what_they_will_see() -> None:
     np.testing.assert_allclose(found, expected - expected[:, 1:2], rtol=0.05, atol=0.05)
 
 
+def test_what_is_a_level_s_own_is_multiplied_by_the_width_of_its_step() -> None:
+    """Nothing is shared before a network is taught: skip and gates begin as 0."""
+    params, rng = model.init(SPEC, 0), RNG(3)
+    y, x, direct = (
+        jnp.asarray(rng.normal(size=(20, n)), jnp.float32)
+        for n in (8, features.RECURRENT, features.direct_size(SPEC.horizon))
+    )
+    widths = np.array([0.1, 1.0, 5.0])
+    wide = params | {"width.bias": jnp.asarray(np.log(widths), jnp.float32)}
+    plain, found = (features.squash(model.head(SPEC, p, y, x, direct)) for p in (params, wide))
+    np.testing.assert_allclose(found, widths[:, None, None] * plain, rtol=1e-3, atol=1e-5)
+
+
+def test_an_input_that_hardly_varied_is_not_blown_up() -> None:
+    rng = RNG(0)
+    spread = np.array([0.0, 0.01, 0.05, 0.2, 1.0])
+    inputs = np.zeros((500, features.RECURRENT))
+    inputs[:, : len(spread)] = rng.normal(size=(500, len(spread))) * spread
+    direct, target = rng.normal(size=(500, features.direct_size(SPEC.horizon))), rng.normal(size=(500, 3))
+    params = model.standardised(SPEC, model.init(SPEC, 0), inputs, direct, target)
+    expected = [0.0, 10.0, 10.0, *(1 / inputs.std(0)[3:5])]
+    np.testing.assert_allclose(params["norm.input_rate"][: len(spread)], expected, rtol=1e-4)
+
+
 def test_what_does_not_vary_or_is_to_be_left_out_is_not_heard() -> None:
     """Whatever it turns out to be later: the weights of such an input are as they were drawn."""
     rng = RNG(0)

@@ -240,6 +240,17 @@ def test_inputs_that_an_earlier_release_saw_no_change_in_are_not_heard() -> None
     assert (again.params["norm.out"] == net.params["norm.out"]).all()
 
 
+def test_networks_of_an_earlier_release_have_no_widths_and_draw_as_they_did() -> None:
+    net = untrained(ModelSpec(hidden=4, horizon=3))._replace(card=Card(version="v1"))
+    params = {name: p + 2 for name, p in net.params.items() if not name.startswith("width.")}
+    for judged in (None, params):
+        again = from_stored(to_stored(net._replace(params=params, judged=judged)))
+        assert not isinstance(again, Refused)
+        for read in filter(None, (again.params, again.judged)):
+            assert {name for name in read if not read[name].any()} == net.params.keys() - params.keys()
+            assert all((read[name] == p).all() for name, p in params.items())
+
+
 def test_weights_of_other_shapes_are_refused() -> None:
     stored = to_stored(untrained(ModelSpec(hidden=4))._replace(card=Card(version="v1")))
     lying = stored._replace(spec=stored.spec | {"hidden": 8})

@@ -39,6 +39,7 @@ def from_stored(stored: Stored) -> Model | Refused:
         for prefix in (_PARAMS, _JUDGED)
     )
     wanted = {name: param.shape for name, param in shapes(spec).items()}
+    params, judged = _wide(params, wanted), _wide(judged, wanted)
     found = [{name: param.shape for name, param in some.items()} for some in (params, judged)]
     if found not in ([wanted, {}], [wanted, wanted]) or _PERIODS not in tensors:
         return Refused(
@@ -47,6 +48,12 @@ def from_stored(stored: Stored) -> Model | Refused:
     params, judged = _deaf(params), _deaf(judged)
     put = jax.device_put  # which compiles nothing; jnp.asarray does, for each new shape
     return Model(spec, put(params), put(tensors[_PERIODS]), card, put(judged) if judged else None)
+
+
+def _wide(params: dict[str, np.ndarray], shape: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The same with a width of 1 for each step ahead, of which networks of before knew nothing."""
+    new = {name: np.zeros(size, np.float32) for name, size in shape.items() if name.startswith("width.")}
+    return new | params if params else params
 
 
 def _deaf(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
