@@ -5,6 +5,7 @@ mend, and no secret is ever shown.
 import json
 import logging
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,25 @@ def test_a_port_that_is_silent_is_given_up(guarded: Guarded) -> None:
         address = f"{LOOPBACK}:{silent.getsockname()[1]}"
         with pytest.raises(BrokerError, match=f"no answer from {address}"):
             Admin(spec(address, connect_timeout_s=1, **guarded.tls))
+
+
+def test_what_ended_a_connection_is_told_rather_than_that_time_ran_out() -> None:
+    """The first one is closed without a word, the next one is never answered."""
+    held: list[socket.socket] = []
+    with socket.create_server((LOOPBACK, 0)) as server:
+
+        def serve() -> None:
+            server.accept()[0].close()
+            held.append(server.accept()[0])
+
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"{LOOPBACK}:{server.getsockname()[1]}"
+        with pytest.raises(
+            BrokerError, match=r"if it wants a login, mend kafka\.security_protocol = 'PLAINTEXT'"
+        ):
+            Admin(spec(address, connect_timeout_s=2))
+        assert held
+        held[0].close()
 
 
 @pytest.mark.process

@@ -14,6 +14,8 @@ from typing import Any
 from kafka.errors import (
     IllegalSaslStateError,
     KafkaConnectionError,
+    KafkaTimeoutError,
+    RequestTimedOutError,
     SaslAuthenticationFailedError,
     UnsupportedSaslMechanismError,
 )
@@ -27,6 +29,7 @@ from forecaster.shell.kafka.tls import SecurityError, explained, make_context
 
 REFUSALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
 """Errors that mean that credentials or the way to present them are refused."""
+_OUT_OF_TIME = KafkaTimeoutError, RequestTimedOutError
 
 
 class _NoPasswords(logging.Filter):
@@ -57,7 +60,7 @@ class Manager(KafkaConnectionManager):
     def __init__(self, net: Any, **settings: Any) -> None:
         super().__init__(net, **settings)
         self.trouble: BaseException | None = None
-        """Why the last connection that ended did so."""
+        """Why the last connection that ended did so; that time ran out only where nothing else has ended one."""
         self._ciphers = settings.get("ssl_ciphers")
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
@@ -110,10 +113,12 @@ class Manager(KafkaConnectionManager):
                 raise
 
         def ended(error: BaseException) -> None:
-            self.trouble = explained(error, self.config, f"{node.host}:{node.port}")
-            if isinstance(self.trouble, SecurityError):
-                refusals.append(self.trouble)
-                self._auth_failures[node.node_id] = self.trouble
+            said = explained(error, self.config, f"{node.host}:{node.port}")
+            if self.trouble is None or not isinstance(said, _OUT_OF_TIME):
+                self.trouble = said
+            if isinstance(said, SecurityError):
+                refusals.append(said)
+                self._auth_failures[node.node_id] = said
 
         conn._sasl_authenticate = noting  # noqa: SLF001
         conn.close_future.add_errback(ended)
