@@ -294,7 +294,7 @@ def perceive(
         has_season=seasons[0].period > 0,
         live=settled & (live > 0),
         stopped=tuple((end - had) / jnp.where(settled, scaled, 1.0) for end in stopped),
-        limits=tuple(end - value for end in bounds.reach(edges, bounds.ROOM * horizon * scale)),
+        limits=tuple(end - value for end in bounds.reach(edges, scale, horizon)),
         grain=step,
     )
     trace = jnp.stack([jnp.log(scale), jnp.log(steps.dt_s + 1e-6), steps.week], axis=1)

@@ -4,7 +4,8 @@ A counter does not fall below zero, a share does not pass one, a machine has a m
 such bound. Which is which shows in the outcomes of forecasts that reached as far as the extreme: of a series without a
 bound, at least the share that the level promises goes beyond it. `trust` is the running share of such
 outcomes that stayed inside, and once it passes TRUSTED, no forecast goes further. Outcomes beyond are seen whether
-forecasts stop at the extreme or not, so trust can be lost as it was won.
+forecasts stop at the extreme or not, so trust can be lost as it was won. Where nothing stops a series, no forecast
+leaves by far what it has been all the same: a network that meets what it was not taught draws anything.
 """
 
 from typing import NamedTuple
@@ -77,13 +78,13 @@ def limits(bounds: Bounds) -> tuple[Float[Array, " batch"], Float[Array, " batch
 
 
 def reach(
-    bounds: Bounds, room: Float[Array, " batch"]
+    bounds: Bounds, scale: Float[Array, " batch"], horizon: int
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-    """The same of forecasts made now: where nothing stops a series they may leave what it has been by as much again, or
-    by `room` where that is more. A network that meets what it was not taught draws anything.
+    """The same of forecasts made now, finite: where nothing stops a series they may leave what it has been by as much
+    again, or by ROOM where that is more.
     """
     low, high = limits(bounds)
-    beyond = jnp.maximum(bounds.highest - bounds.lowest, room)
+    beyond = jnp.maximum(bounds.highest - bounds.lowest, ROOM * horizon * scale)
     return jnp.maximum(low, bounds.lowest - beyond), jnp.minimum(high, bounds.highest + beyond)
 
 

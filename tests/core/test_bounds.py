@@ -126,6 +126,5 @@ def test_a_wild_network_does_not_leave_by_far_what_a_series_has_been() -> None:
     low, high = (lowest - beyond)[:, None, None], (highest + beyond)[:, None, None]
     assert (found >= low - 0.01).all()
     assert (found <= high + 0.01).all()
-    assert ((found <= low + 0.01) | (found >= high - 0.01)).any(
-        axis=(1, 2)
-    ).sum() > 5  # until it has lost its weight
+    there = (found <= low + 0.01) | (found >= high - 0.01)
+    assert there.any(axis=(1, 2)).sum() > 5  # until it has lost its weight
