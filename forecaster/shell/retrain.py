@@ -193,9 +193,7 @@ class Retrainer:
             running, self._running = self._running, None
             running.process.end(timeout_s)
             events.append(running.ended(Outcome.CANCELLED, self._now(), "the worker stops"))
-        if self._cache:
-            shutil.rmtree(self._cache, ignore_errors=True)
-            self._cache = ""
+        self._forget_compiled()
         return events
 
     # ------------------------------------------------------------------ one trainer
@@ -218,6 +216,11 @@ class Retrainer:
             self._cache = self._cache or tempfile.mkdtemp(prefix="forecaster-")  # 0700: it is code
         return {"JAX_COMPILATION_CACHE_DIR": self._cache} if self._cache else {}
 
+    def _forget_compiled(self) -> None:
+        if self._cache:
+            shutil.rmtree(self._cache, ignore_errors=True)
+            self._cache = ""
+
     def _dismiss(self) -> Ended:
         """What waits will not be done here."""
         triggers, ids = tuple(self._wanted), tuple(self._ids)
@@ -231,6 +234,10 @@ class Retrainer:
         running.result = next((report for report in reports if report.get("outcome")), running.result)
         if process.exit_code is not None:
             self._running = None
+            if (
+                process.exit_code < 0
+            ):  # killed, maybe as it wrote; JAX leaves a program that is there in half as it is
+                self._forget_compiled()
             return [*events, running.ended_by_itself(now_s)]
         if running.killed_for is None and running.result is None:
             running.killed_for = self._reason_to_kill(running, now_s, cancel=cancel)

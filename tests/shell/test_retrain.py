@@ -230,6 +230,23 @@ def test_what_was_compiled_is_removed_at_the_end() -> None:
         assert not os.path.exists(cache)
 
 
+def test_what_a_killed_trainer_compiled_is_not_handed_on_since_it_may_be_there_in_half() -> None:
+    with retrainer("import os; os.kill(os.getpid(), 9)") as made:
+        made.request("cli")
+        assert the_end(made).outcome is Outcome.CRASHED
+        assert not made._cache
+
+
+def test_what_a_trainer_compiled_is_handed_on_to_the_next() -> None:
+    with retrainer(PROMOTES) as made:
+        made.request("cli")
+        the_end(made)
+        cache = made._cache
+        made.request("cli")
+        the_end(made)
+        assert made._cache == cache
+
+
 # --- how many ---
 
 
