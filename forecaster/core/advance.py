@@ -20,6 +20,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from forecaster.core import bounds, calibrate, covariates, experts, features, grain, model, score, table
+from forecaster.core.apart import apart
 from forecaster.core.bounds import Bounds
 from forecaster.core.experts import Blend, Linear
 from forecaster.core.features import Running, Season, Sight
@@ -111,7 +112,7 @@ def lend(spec: ModelSpec, rows: Rows, idx: Int[Array, " batch"], valid: Bool[Arr
     weight = grown / jnp.maximum(grown.sum(), 1)
     newest = table.lagged(rows.value, idx, count, jnp.ones((idx.shape[0], 1), jnp.int32))[:, 0]
     size = jnp.maximum(jnp.abs(newest + read(rows.base)), 1e-30)
-    ratio = jnp.log(jnp.clip(_unpack(read(rows.running)).running.scale / size, 1e-7, 1.0))
+    ratio = jnp.log(jnp.clip(_unpack(read(rows.running)).running.of("scale") / size, 1e-7, 1.0))
 
     def mean(column: Array) -> Array:
         return jnp.tensordot(weight, read(column), 1)
@@ -396,20 +397,19 @@ def foretell(
     count = changes.count - 1
 
     # 1. settle
-    waited = jnp.where(
-        settled[:, None], _last(changes.waiting[..., experts.CURVES :]).astype(jnp.float32), 0.0
-    )
+    known = _last(changes.waiting[..., experts.CURVES :]).astype(jnp.float32)
+    waited = apart(jnp.where(settled[:, None], known, 0.0))
     scores = score.score(waited, actual, percept.live, levels)
     anomaly = jnp.where(settled[0], score.anomaly(waited[0], actual[0], median), jnp.nan)
     fell = bounds.settle(score.below(waited, actual), waited, actual, percept.stopped)
-    slope = fell - jnp.asarray(levels, jnp.float32)[:, None]
+    slope = apart(fell - jnp.asarray(levels, jnp.float32)[:, None])
     blend = Blend(*_last(changes.blend))
     blend, unit = experts.settle(blend, percept.points, waited, slope, settled, levels)
     offset = calibrate.settle(_last(changes.offset), slope, unit, settled)
 
     # 2. one cell step, and the head
     moved, y = model.step(spec, serving.params, changes.carry, percept.x)
-    network = model.head(spec, serving.params, y, percept.x, percept.direct)  # put in order once mixed
+    network = apart(model.head(spec, serving.params, y, percept.x, percept.direct))  # put in order once mixed
     finite = jnp.isfinite(network.sum((0, 1)) + moved.sum(1))  # all of them are bounded, so no sum overflows
     carry = jnp.where(finite[:, None], moved, 0.0)
     network = jnp.where(finite, network, 0.0)
@@ -426,7 +426,7 @@ def foretell(
     mixed = experts.mix(jnp.where(awake, points, 0.0), network, blend, share, levels)
     ends = tuple(end / percept.scale for end in percept.limits)
     corrected = jnp.clip(calibrate.correct(mixed, offset, median), -HALF_LIMIT, HALF_LIMIT)
-    quantiles = bounds.stop(grain.keep_to(corrected, percept.grain, percept.scale), ends)
+    quantiles = apart(bounds.stop(grain.keep_to(corrected, percept.grain, percept.scale), ends))
     status = jnp.where(serving.trained, jnp.where(warm, jnp.where(finite, OK, FALLBACK), WARMING), COLD)
 
     changes = changes._replace(
@@ -457,10 +457,12 @@ def advance_rounds(
 
     def once(r: Array, state: tuple[Rows, Forecasts, Scores]) -> tuple[Rows, Forecasts, Scores]:
         local, all_forecasts, total = state
-        now = jax.tree.map(lambda x: x[r], steps)
+        now = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, r, keepdims=False), steps)
         changes, forecasts, scores = advance(spec, serving, local, own, now)
-        local = table.write(local, jnp.where(now.valid, own, own.size), changes)
-        all_forecasts = jax.tree.map(lambda kept, new: kept.at[r].set(new), all_forecasts, forecasts)
+        local = table.step(local, now.valid, changes)
+        all_forecasts = jax.tree.map(
+            lambda kept, new: jax.lax.dynamic_update_index_in_dim(kept, new, r, 0), all_forecasts, forecasts
+        )
         return local, all_forecasts, jax.tree.map(jnp.add, total, scores)
 
     local = table.take(rows, idx)

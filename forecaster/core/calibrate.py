@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from forecaster.core.apart import apart
 from forecaster.core.model import in_order
 
 RATE = 0.01  # of the mix's own mean absolute error, for each settled forecast
@@ -24,7 +25,7 @@ def correct(
     quantiles: Float[Array, "horizon level batch"], offset: Float[Array, "horizon level batch"], median: int
 ) -> Float[Array, "horizon level batch"]:
     """Quantiles with their offsets, in order."""
-    return in_order(quantiles + offset, median)
+    return in_order(apart(quantiles + offset), median)
 
 
 def settle(

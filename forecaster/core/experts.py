@@ -20,6 +20,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from forecaster.core import features
+from forecaster.core.apart import apart
 
 NAMES = ("network", "last_value", "fast_mean", "slow_mean", "holt", "drift", "seasonal", "linear")
 COUNT = len(NAMES)
@@ -158,7 +159,7 @@ def settle(
     spread = (blend.error * by_shape).at[NETWORK].set(cost - tilt * median)
     excess = points * tilt + spread - cost
     keep = (settled & awake).astype(jnp.float32)
-    gain = -jnp.clip(excess / unit, -3.0, 3.0) * keep
+    gain = apart(-jnp.clip(excess / unit, -3.0, 3.0) * keep)
     together = gain.sum(1, keepdims=True) / jnp.maximum(keep.sum(1, keepdims=True), 1)
     gain = (1 - BORROW) * gain + BORROW * together
     fade = 1 - FORGET * keep

@@ -10,10 +10,12 @@ ranks them by how well the value one period ago foretold the present one.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
@@ -44,31 +46,40 @@ DAY_S = 86400.0
 KNEE = 8.0  # scales up to which `squash` is nearly linear
 
 RECURRENT = 17  # number of recurrent inputs
+# Where each of them is found among distances, logarithms, the calendar and the trust in the season.
+ORDER = (0, 1, 2, 3, 8, 9, 12, 13, 14, 15, 16, 4, 5, 6, 10, 7, 11)
 CALENDAR_AT = 6  # of these, where day and week begin
 HABITS, ERRORS = 7, 6  # direct inputs that tell of changes so far, and of the linear expert's errors
 
+SCALARS = {
+    "scale": (SCALE_MEMORY, PRIOR_STEPS),  # mean absolute change from step to step lately
+    "slow": (SLOW_MEMORY, PRIOR_STEPS),  # the same over a long time
+    "fast": (FAST_MEMORY, PRIOR_STEPS),  # the same over a few steps
+    "level": (LEVEL_MEMORY, 1.0),  # long-run mean of the value
+    "spread": (LEVEL_MEMORY, 1.0),  # long-run mean absolute distance from the level
+    "dt_s": (2 * SCALE_MEMORY, 0.0),  # usual time between steps
+    "naive": (SEASON_MEMORY, 0.0),  # mean absolute change over NAIVE_STEPS: what a season has to beat
+    "far": (SEASON_MEMORY, 0.0),  # mean absolute change over LAGS
+    "still": (2 * SCALE_MEMORY, 0.0),  # share of steps without a change
+    "echo": (2 * SCALE_MEMORY, 0.0),  # mean product of successive changes, in squared scales
+}
+"""Running means of a series: steps after which each has forgotten most, and steps that it counts for at first."""
+MEMORIES, PRIORS = np.array([*SCALARS.values()], np.float32).T[..., None]
+SIZES = [[*SCALARS].index(name) for name in ("fast", "naive", "far")]
+LENT = np.arange(len(SCALARS))[:, None] < 3  # the first of them, which others lend to a newborn series
+RUNNING = len(SCALARS) + len(MEANS) + SEASONS  # floats of a packed `Running`
+
 
 class Running(NamedTuple):
-    """Running statistics, float32, one a series; shape (batch,), but `mean` and `season` have a second axis."""
+    """Running statistics of each series, float32. SCALARS are one array, since a loop for each would cost too much."""
 
-    scale: Array  # mean absolute change from step to step lately, in units of the value
-    slow: Array  # the same over a long time
-    fast: Array  # the same over a few steps
-    level: Array  # long-run mean of the value
-    spread: Array  # long-run mean absolute distance from the level
-    dt_s: Array  # usual time between steps
-    naive: Array  # mean absolute change over NAIVE_STEPS: what a season has to beat
-    far: Array  # mean absolute change over LAGS
-    still: Array  # share of steps without a change
-    echo: Array  # mean product of successive changes, in squared scales
-    mean: Array  # (batch, MEANS), exponentially weighted means of the value
-    season: (
-        Array  # (batch, SEASONS), mean absolute change over each candidate period; 0 until it has been seen
-    )
+    scalars: Float[Array, "scalar batch"]
+    mean: Float[Array, "batch mean"]  # exponentially weighted means of the value
+    season: Float[Array, "batch season"]  # mean absolute change over each candidate period; 0: not seen yet
 
-
-SCALARS = 10
-RUNNING = SCALARS + len(MEANS) + SEASONS  # floats of a packed `Running`
+    def of(self, name: str) -> Float[Array, " batch"]:
+        """One of the SCALARS."""
+        return self.scalars[[*SCALARS].index(name)]
 
 
 class Season(NamedTuple):
@@ -80,20 +91,20 @@ class Season(NamedTuple):
 
 def pack(running: Running) -> Float[Array, "batch packed"]:
     """As one array: fewer columns to read and write."""
-    return jnp.concatenate([jnp.stack(running[:SCALARS], axis=1), running.mean, running.season], axis=1)
+    return jnp.concatenate([running.scalars.T, running.mean, running.season], axis=1)
 
 
 def unpack(packed: Float[Array, "batch packed"]) -> Running:
     """The inverse of `pack`."""
-    means = SCALARS + len(MEANS)
-    return Running(*[packed[:, i] for i in range(SCALARS)] + [packed[:, SCALARS:means], packed[:, means:]])
+    scalars, mean, season = jnp.split(packed, [len(SCALARS), len(SCALARS) + len(MEANS)], axis=1)
+    return Running(scalars.T, mean, season)
 
 
 def newborn(scale: Float[Array, " batch"]) -> Running:
     """Statistics of series that have seen nothing yet; `scale` is what other series lend them."""
-    zero = jnp.zeros_like(scale)
+    scalars = jnp.where(LENT, scale, 0.0)
     means, seasons = (jnp.zeros((*scale.shape, n), scale.dtype) for n in (len(MEANS), SEASONS))
-    return Running(scale, scale, scale, zero, zero, zero, zero, zero, zero, zero, means, seasons)
+    return Running(scalars, means, seasons)
 
 
 def observe(
@@ -111,36 +122,27 @@ def observe(
     one period ago (the oldest known one where the series is younger; a first step gets its own value).
     """
     n = count.astype(jnp.float32)
-    first = count == 0
+    change, before = value - past[:, -1], past[:, -1] - past[:, -2]
+    size, naive, far = (jnp.abs(value - past[:, -k]) for k in (1, NAIVE_STEPS, LAGS))
+    kept = 1 - 1 / jnp.clip(n + 1, 1.0, LEVEL_MEMORY)  # of the distance from the level, which follows first
+    still = (size == 0).astype(jnp.float32)
+    step, step_before = jnp.clip(
+        jnp.stack([change, before]) / jnp.maximum(running.of("scale"), 1e-30), -5.0, 5.0
+    )
+    away = kept * jnp.abs(value - running.of("level"))
+    now = jnp.stack([value, away, dt_s, naive, far, still, step * step_before])
+    old, new = running.scalars, jnp.concatenate([jnp.broadcast_to(size, (LENT.sum(), *size.shape)), now])
+    moved = old + (new - old) / jnp.clip(n + PRIORS, 1.0, MEMORIES)
+    lent = LENT & (count == 0)
 
-    def toward(old: Array, new: Array, memory: float, prior: float = 1.0) -> Array:
-        return old + (new - old) / jnp.clip(n + prior, 1.0, memory)
-
-    change = value - past[:, -1]
-    size = jnp.abs(change)
     age = jnp.maximum(count[:, None] - periods + 1, 1).astype(jnp.float32)
-    miss = jnp.abs(value[:, None] - lagged)
-    score = running.season + (miss - running.season) / jnp.minimum(age, SEASON_MEMORY)
-    level = toward(running.level, value, LEVEL_MEMORY)
-    step = jnp.clip(change / jnp.maximum(running.scale, 1e-30), -5.0, 5.0)
-    before = jnp.clip((past[:, -1] - past[:, -2]) / jnp.maximum(running.scale, 1e-30), -5.0, 5.0)
-    rate = 1 / jnp.clip(n[:, None] + 1, 1.0, jnp.asarray(MEANS))
-
-    def scale(old: Array, memory: float) -> Array:
-        return jnp.where(first, old, toward(old, size, memory, PRIOR_STEPS))
-
+    score = running.season + (jnp.abs(value[:, None] - lagged) - running.season) / jnp.minimum(
+        age, SEASON_MEMORY
+    )
     return Running(
-        scale=scale(running.scale, SCALE_MEMORY),
-        slow=scale(running.slow, SLOW_MEMORY),
-        fast=scale(running.fast, FAST_MEMORY),
-        level=level,
-        spread=toward(running.spread, jnp.abs(value - level), LEVEL_MEMORY),
-        dt_s=toward(running.dt_s, dt_s, 2 * SCALE_MEMORY, 0.0),
-        naive=toward(running.naive, jnp.abs(value - past[:, -NAIVE_STEPS]), SEASON_MEMORY, 0.0),
-        far=toward(running.far, jnp.abs(value - past[:, -LAGS]), SEASON_MEMORY, 0.0),
-        still=toward(running.still, (size == 0).astype(jnp.float32), 2 * SCALE_MEMORY, 0.0),
-        echo=toward(running.echo, step * before, 2 * SCALE_MEMORY, 0.0),
-        mean=running.mean + rate * (value[:, None] - running.mean),
+        jnp.where(lent, old, moved),
+        mean=running.mean
+        + (value[:, None] - running.mean) / jnp.clip(n[:, None] + 1, 1.0, jnp.asarray(MEANS)),
         season=jnp.where(available(count, periods), score, running.season),
     )
 
@@ -168,7 +170,7 @@ def season_score(
 def running_scale(running: Running, magnitude: Array) -> Array:
     """The unit of everything: the running scale, never far below the slow one nor what float32 resolves."""
     floor = SCALE_FLOOR * jnp.abs(magnitude) + 1e-12
-    return jnp.maximum(jnp.maximum(running.scale, SLOW_SHARE * running.slow), floor)
+    return jnp.maximum(jnp.maximum(running.of("scale"), SLOW_SHARE * running.of("slow")), floor)
 
 
 def choose_seasons(
@@ -176,7 +178,7 @@ def choose_seasons(
 ) -> tuple[Season, Season]:
     """The best and the second best candidate period of each series, as far as its history has shown them twice."""
     proven = (periods > 0) & (count[:, None] >= 2 * periods)
-    cost = jnp.where(proven, running.season / jnp.maximum(running.naive, 1e-30)[:, None], jnp.inf)
+    cost = jnp.where(proven, running.season / jnp.maximum(running.of("naive"), 1e-30)[:, None], jnp.inf)
     best = jnp.argmin(cost, axis=1)
     rest = jnp.where(jnp.arange(SEASONS) == best[:, None], jnp.inf, cost)
     return _season(cost, best, periods), _season(rest, jnp.argmin(rest, axis=1), periods)
@@ -255,29 +257,36 @@ def recurrent_inputs(
     def mean(w: int) -> Array:
         return moving_mean(small, w) + now[:, -1:]
 
-    level, spread = running.level[:, None], jnp.maximum(running.spread, 1e-30)[:, None]
-    usual = jnp.maximum(running.dt_s, 1e-6)[:, None]
-    trust = season.trust[:, None]
-    day, week = calendar(weeks, running.dt_s[:, None])
-    zero = jnp.zeros_like(now)
-    return jnp.stack(
-        [
-            squash((now - ago(1)) / s),
-            *(squash((now - mean(w)) / s) for w in WINDOWS),
-            jnp.log(recent / s + 0.05),
-            jnp.clip(jnp.log((dts_s + 1e-3 * usual) / usual), -5.0, 5.0),
-            *day,
-            *week,
-            trust + zero,
-            trust * squash((seasonal[:, :, 0] - now) / s),
-            trust * squash((seasonal[:, :, 1] - seasonal[:, :, 0]) / s),
-            squash((now - level) / spread),
-            jnp.log(spread / s + 1e-3),
-            0.25 * squash((now + base[:, None]) / s),
-            jnp.clip(jnp.log(s / jnp.maximum(running.slow, 1e-30)[:, None] + 1e-3), -3.0, 3.0),
-        ],
-        axis=-1,
+    slow, spread = (jnp.maximum(x, 1e-30)[:, None] for x in (running.of("slow"), running.of("spread")))
+    usual = jnp.maximum(running.of("dt_s"), 1e-6)[:, None]
+    trust = jnp.broadcast_to(season.trust[:, None], now.shape)
+    squashed = squash(
+        jnp.stack(
+            [
+                (now - ago(1)) / s,
+                *((now - mean(w)) / s for w in WINDOWS),
+                (seasonal[:, :, 0] - now) / s,
+                (seasonal[:, :, 1] - seasonal[:, :, 0]) / s,
+                (now - running.of("level")[:, None]) / spread,
+                (now + base[:, None]) / s,
+            ]
+        )
     )
+    logs = jnp.log(
+        jnp.stack(
+            [
+                recent / s + 0.05,
+                jnp.clip((dts_s + 1e-3 * usual) / usual, np.exp(-5.0), np.exp(5.0)),
+                spread / s + 1e-3,
+                jnp.clip(s / slow + 1e-3, np.exp(-3.0), np.exp(3.0)),
+            ]
+        )
+    )
+    one = jnp.ones_like(trust)
+    share = jnp.stack([one, one, one, one, trust, trust, one, 0.25 * one])
+    circles = jnp.stack([x for circle in calendar(weeks, running.of("dt_s")[:, None]) for x in circle])
+    found = jnp.concatenate([share * squashed, logs, circles, trust[None]])
+    return jnp.moveaxis(found[np.array(ORDER)], 0, -1)
 
 
 def calendar(weeks: Array, dt_s: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
@@ -321,21 +330,18 @@ def look_back(
     last, s = value[:, None], scale[:, None]
     has = [(season.period > 0)[:, None] for season in seasons]
     share = (seen / jnp.maximum(seen.sum(1, keepdims=True), 1))[:, :, None]
-    changes = (share * (best[:, :, 1:] - best[:, :, :1])).sum(1)
     latest = last - past[:, [-k for k in WAKE]]
-
-    def wake(origin: Array, before: Array, known: Array) -> Array:
-        return jnp.where(known, squash((latest - (origin - before)) / s), 0.0)
-
-    return Sight(
-        lags=squash((past[:, -LAGS:] - last) / s),
-        means=squash((running.mean - last) / s),
-        best=jnp.where(has[0], squash((best[:, 0] - last) / s), 0.0),
-        cycle=jnp.where(has[0], squash(changes / s), 0.0),
-        second=jnp.where(has[1], squash((second - last) / s), 0.0),
-        wake=wake(best[:, 0, :1], wakes[0], has[0]),
-        second_wake=wake(second[:, :1], wakes[1], has[1]),
-    )
+    parts = [
+        past[:, -LAGS:] - last,
+        running.mean - last,
+        jnp.where(has[0], best[:, 0] - last, 0.0),
+        jnp.where(has[0], (share * (best[:, :, 1:] - best[:, :, :1])).sum(1), 0.0),
+        jnp.where(has[1], second - last, 0.0),
+        jnp.where(has[0], latest - (best[:, 0, :1] - wakes[0]), 0.0),
+        jnp.where(has[1], latest - (second[:, :1] - wakes[1]), 0.0),
+    ]
+    squashed = squash(jnp.concatenate(parts, axis=1) / s)
+    return Sight(*jnp.split(squashed, list(accumulate(part.shape[1] for part in parts[:-1])), axis=1))
 
 
 def direct_inputs(
@@ -352,18 +358,9 @@ def direct_inputs(
     `linear` is the linear expert's forecast in squashed scales; `errors` are how large and, against the last value, how
     good its errors were lately.
     """
-    habits = jnp.stack(
-        [
-            jnp.log(running.fast / scale + 0.05),
-            jnp.log(running.naive / scale + 0.05),
-            jnp.log(running.far / scale + 0.05),
-            running.still,
-            running.echo,
-            seasons[0].trust,
-            seasons[1].trust,
-        ],
-        axis=1,
-    )
+    sizes = jnp.log(running.scalars[np.array(SIZES)] / scale + 0.05)
+    trust = jnp.stack([season.trust for season in seasons], axis=1)
+    habits = jnp.concatenate([sizes.T, running.scalars[-2:].T, trust], axis=1)
     return jnp.concatenate(
         [
             sight.lags,
@@ -375,9 +372,9 @@ def direct_inputs(
             sight.second[:, 1:] - sight.second[:, :1],
             linear,
             errors,
-            seasons[0].trust[:, None] * sight.wake,
-            seasons[1].trust[:, None] * sight.second_wake,
-            seasons[0].trust[:, None] * overtones(calendar(week, running.dt_s)),
+            trust[:, :1] * sight.wake,
+            trust[:, 1:] * sight.second_wake,
+            trust[:, :1] * overtones(calendar(week, running.of("dt_s"))),
         ],
         axis=1,
     )

@@ -20,7 +20,7 @@ from forecaster.core.model import Model, ModelSpec, untrained
 # Level 1 compiles a quarter faster than the default, and runs as fast. Products that are left to XLA's own loops, not
 # handed to its library of small kernels, are quicker at these sizes.
 QUICK: Any = {"xla_backend_optimization_level": 1, "xla_cpu_experimental_ynn_fusion_type": ""}
-SHAPES = Shape(128, 1, 300, 1060), Shape(8, 32, 460, 95), Shape(1, 128, 320, 25)
+SHAPES = Shape(128, 1, 300, 750), Shape(8, 32, 460, 60), Shape(1, 128, 320, 20)
 """Of the programs that take steps in: wide for many series, deep for few (small batches, too), deeper for one."""
 PLANT = 64  # newborn series a batch
 REWARM = 64  # series that are warmed up at once

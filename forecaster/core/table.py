@@ -186,6 +186,20 @@ def write(rows: Rows, idx: Int[Array, " batch"], new: Rows) -> Rows:
     `new` holds, for each row, what the step changes: of a ring one element, of a triangle one for each step ahead, of
     the others all. Compiled with `rows` donated this writes in place, whatever the number of rows.
     """
+    return _write(rows, idx, new, lambda column, value: column.at[idx].set(value, mode="drop"))
+
+
+def step(rows: Rows, valid: Array, new: Rows) -> Rows:
+    """The same of a table that has no rows but these, where `valid`."""
+    idx = jnp.where(valid, jnp.arange(valid.size), valid.size)
+
+    def all_of(column: Array, value: Array) -> Array:
+        return jnp.where(valid.reshape(-1, *(1,) * (column.ndim - 1)), value, column)
+
+    return _write(rows, idx, new, all_of)
+
+
+def _write(rows: Rows, idx: Int[Array, " batch"], new: Rows, whole: Callable[[Array, Array], Array]) -> Rows:
     step = new.count - 1  # its number
 
     def change(kind: str, column: Array, value: Array) -> Array:
@@ -194,7 +208,7 @@ def write(rows: Rows, idx: Int[Array, " batch"], new: Rows) -> Rows:
             return column.at[idx.astype(jnp.uint32), _modulo(step, column.shape[1])].set(value, mode="drop")
         if kind == "triangle":
             return column.at[_rows(idx), _places(step, value.shape[1])].set(value, mode="drop")
-        return column.at[idx].set(value, mode="drop")
+        return whole(column, value)
 
     return Rows(*map(change, KINDS.values(), rows, new))
 

@@ -68,13 +68,13 @@ def test_the_running_scale_is_the_mean_change_lately() -> None:
     for n, (before, now) in enumerate(pairwise(values.tolist()), 1):
         scale += (abs(now - before) - scale) / min(n + features.PRIOR_STEPS, features.SCALE_MEMORY)
     found = observed(values)[-1]
-    assert float(found.scale[0]) == pytest.approx(scale, rel=1e-4)
+    assert float(found.of("scale")[0]) == pytest.approx(scale, rel=1e-4)
     assert float(found.dt_s[0]) == pytest.approx(60.0, rel=0.05)
 
 
 def test_the_scale_has_a_floor_that_float32_can_resolve() -> None:
     found = observed(np.full(STEPS, 3.0), lent=0.0)[-1]
-    assert float(found.scale[0]) == 0.0
+    assert float(found.of("scale")[0]) == 0.0
     floor = float(features.running_scale(found, jnp.asarray([1e6]))[0])
     assert floor == pytest.approx(features.SCALE_FLOOR * 1e6)
     assert float(features.running_scale(found, jnp.asarray([0.0]))[0]) > 0
