@@ -272,7 +272,7 @@ def head(
     candidates = features.candidates(known, spec.horizon)
     blended = (net.gate(hidden).reshape(candidates.shape) * candidates).sum(1)
     shared = (net.skip(seen) + blended).T
-    own = (net.out.kernel.get_value().T @ hidden.T).reshape(spec.horizon, len(spec.levels), -1)
+    own = (hidden @ net.out.kernel.get_value()).T.reshape(spec.horizon, len(spec.levels), -1)
     bias: Any = net.out.bias
     start = bias.get_value().reshape(spec.horizon, len(spec.levels), 1)
     width = jnp.exp(jnp.clip(net.width(hidden), *WIDTHS)).T
