@@ -69,7 +69,7 @@ def test_the_running_scale_is_the_mean_change_lately() -> None:
         scale += (abs(now - before) - scale) / min(n + features.PRIOR_STEPS, features.SCALE_MEMORY)
     found = observed(values)[-1]
     assert float(found.of("scale")[0]) == pytest.approx(scale, rel=1e-4)
-    assert float(found.dt_s[0]) == pytest.approx(60.0, rel=0.05)
+    assert float(found.of("dt_s")[0]) == pytest.approx(60.0, rel=0.05)
 
 
 def test_the_scale_has_a_floor_that_float32_can_resolve() -> None:
