@@ -265,7 +265,7 @@ OVERVIEW = [
             Panel(
                 "Ticks",
                 "cps",
-                "Consumed ticks a second, by outcome.",
+                "Ticks a second whose offsets were committed, by outcome.",
                 "nearly all accepted. Each tick has exactly one outcome.",
                 {"{{outcome}}": rate("forecaster_ticks_total", "outcome")},
                 stacked=True,

@@ -38,21 +38,29 @@ class Care:
 
     # -- partitions come and go
 
-    def begin(self) -> None:
-        """Read the notes of partitions that are new, count the deaths, and put our name in."""
+    def begin(self) -> dict[int, int]:
+        """Read the notes of partitions that are new, count the deaths, and put our name in.
+
+        Returns where those stand that have our name already: it was this worker that came so far, whatever it knew.
+        """
+        ours: dict[int, int] = {}
         new = self._source.assigned - self._notes.keys()
         found = self._source.committed(new) if new else None
         if found is None:
-            return
+            return ours
         for partition in new - found.keys():  # nobody has been here
             self._source.passed[partition] = ()
         for partition, (offset, metadata) in found.items():
-            note = inherited(decode(metadata), self._worker)
+            left = decode(metadata)
+            if left.worker == self._worker:
+                ours[partition] = offset
+            note = inherited(left, self._worker)
             if note.fetches >= GUILTY:
                 self._pass_over(partition, offset, note)
             elif self._source.commit({partition: offset}, encode(note)):
                 careful = max(note.deaths, note.tries, note.fetches) >= CAREFUL
                 self._begin(partition, offset, note, careful=careful)
+        return ours
 
     def _begin(self, partition: int, offset: int, note: Note, *, careful: bool) -> None:
         self.aside |= {(partition, gone) for gone in note.aside}

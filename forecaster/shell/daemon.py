@@ -26,7 +26,6 @@ from forecaster.core.advance import STATUSES
 from forecaster.core.batch import Issued
 from forecaster.core.fold import Fold
 from forecaster.core.pages import Skip
-from forecaster.core.tick import Outcome
 from forecaster.shell import log
 from forecaster.shell.assignment import Assignment
 from forecaster.shell.care import Care
@@ -42,6 +41,7 @@ from forecaster.shell.pipeline import Answers, DeadLetter, Pipeline
 from forecaster.shell.signals import Signals
 from forecaster.shell.skips import Skips
 from forecaster.shell.state import Sent, StateTopic
+from forecaster.shell.tally import Counts, Tally
 from forecaster.shell.training import Training
 from forecaster.shell.watchdog import PartitionWatch
 from forecaster.shell.worker import STALLED_S, Worker
@@ -99,6 +99,7 @@ class Daemon(Worker):
         self.figures = Figures(metrics, fold, source, delivery)
         self.care = Care(source, config.kafka.max_poll_records)
         self.pipeline.aside, self.pipeline.skipped = self.care.aside, self.skips
+        self.tally = Tally()
         self.compiled = False
         self._trains = trains
         self._partition_watch = PartitionWatch(config.kafka.give_up_s, now)
@@ -147,7 +148,8 @@ class Daemon(Worker):
             records = self.source.poll(0.0 if self.assignment.rebuilding else IDLE_POLL_S)
         polled_s = self._now()
         self.assignment.apply(self._heard(self.source.changes()))
-        self.care.begin()
+        for counts in self.tally.take(self.care.begin()):
+            self._count(counts)
         self.restore(self.assignment.rebuild())
         skips, resets = self.skips.decide(records), self.delivery.resets
         for part in self.state.parts(records):
@@ -217,7 +219,8 @@ class Daemon(Worker):
         self.state.skip(skips, batch.token)
         self.state.attach(answers.next_offsets)
         self.delivery.finish(batch, answers.next_offsets)
-        self._count(answers, len(records), sum(len(r.value or b"") for r in records))
+        self.tally.add(batch.epochs, answers.next_offsets, answers.counts)
+        self._note(answers, records)
 
     def _send(self, issued: Issued, messages: Sequence[bytes]) -> None:
         passing(Point.FOLDED)
@@ -239,18 +242,28 @@ class Daemon(Worker):
                 offset=dead.record.offset,
             )
 
-    def _count(self, answers: Answers, records: int, size: int) -> None:
-        m, scores = self.metrics, answers.issued.scores
-        m.batch_size.observe(records)
-        m.consumed_bytes.inc(size)
-        for outcome, n in answers.outcomes.items():
-            m.ticks[outcome].inc(n)
-        for reason, n in answers.reasons.items():
-            m.dead_letters[reason].inc(n)
-        m.missing_covariates.inc(answers.missing)
+    def _note(self, answers: Answers, records: Sequence[Record]) -> None:
+        """What is so whatever becomes of the batch."""
+        m = self.metrics
+        m.batch_size.observe(len(records))
+        m.consumed_bytes.inc(sum(len(r.key or b"") + len(r.value or b"") for r in records))
         if np.isfinite(answers.newest_s):
             m.last_tick.set(answers.newest_s)
-        if scores.count.any():
+        if m.watched:
+            for i, series in enumerate(answers.issued.series):
+                if series in m.watched:
+                    last = answers.issued.last[i]
+                    m.observe_series(series, last, last + answers.issued.offset[i])
+
+    def _count(self, counts: Counts) -> None:
+        """What will not be taken back."""
+        m, scores = self.metrics, counts.scores
+        for outcome, n in counts.outcomes.items():
+            m.ticks[outcome].inc(n)
+        for reason, n in counts.reasons.items():
+            m.dead_letters[reason].inc(n)
+        m.missing_covariates.inc(counts.missing)
+        if scores is not None and scores.count.any():
             m.observe_scores(
                 scored=scores.count,
                 absolute_error=scores.error,
@@ -260,15 +273,10 @@ class Daemon(Worker):
                 quantile_scored=np.full(len(self.fold.spec.levels), scores.count.sum()),
                 quantile_covered=scores.below.sum(0),
             )
-        self.lifecycle.observe(answers.outcomes[Outcome.ACCEPTED], answers.newest_s, answers.issued)
-        if m.watched:
-            for i, series in enumerate(answers.issued.series):
-                if series in m.watched:
-                    last = answers.issued.last[i]
-                    m.observe_series(series, last, last + answers.issued.offset[i])
+        self.lifecycle.observe(counts)
 
     def settle(self) -> None:
-        """Count what the broker has acknowledged."""
+        """Count what the broker has acknowledged, and what is committed."""
         with self.metrics.stage(Stage.COMMIT):
             settled = self.delivery.poll()
         wall_s = time.time()
@@ -288,6 +296,8 @@ class Daemon(Worker):
             self.metrics.event_to_prediction.observe_many(wall_s - flight.times_s)
             self.metrics.produced_bytes.inc(flight.sent_bytes)
             self.metrics.last_prediction.set(wall_s)
+        for counts in self.tally.take(self.delivery.committed):
+            self._count(counts)
 
     # ------------------------------------------------------------------ housekeeping, reports
 

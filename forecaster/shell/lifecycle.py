@@ -9,15 +9,16 @@ import threading
 import structlog
 
 from forecaster.config import Config
-from forecaster.core.batch import Issued
 from forecaster.core.fold import Fold
 from forecaster.core.model import Model
 from forecaster.core.programs import Programs
+from forecaster.core.tick import Outcome
 from forecaster.errors import ForecasterError
 from forecaster.shell.metrics import Metrics, Phase, compiling
 from forecaster.shell.models import Models, ModelsFollower, NowServing, Refused
 from forecaster.shell.models.convert import from_stored
 from forecaster.shell.state import StateTopic, Target
+from forecaster.shell.tally import Counts
 from forecaster.shell.training import Training
 from forecaster.shell.trials import Trials
 
@@ -85,11 +86,11 @@ class Lifecycle:
 
     # ------------------------------------------------------------------ from the loop
 
-    def observe(self, accepted: int, event_s: float, issued: Issued) -> None:
+    def observe(self, counts: Counts) -> None:
         """What a batch brought: for the schedule and for drift."""
-        self.training.observe(accepted, event_s)
-        scores = issued.scores
-        if self._fold.model.version and scores.count.any():
+        self.training.observe(counts.outcomes[Outcome.ACCEPTED], counts.newest_s)
+        scores = counts.scores
+        if self._fold.model.version and scores is not None and scores.count.any():
             self.training.observe_errors(float(scores.error.sum()), float(scores.count.sum()))
 
     def poll(self, *, decides: bool, leads: bool, idle: bool) -> None:

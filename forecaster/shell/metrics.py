@@ -182,9 +182,12 @@ class Metrics:
 
     def _declare_input(self) -> None:
         self.ticks = self._counters(
-            "ticks", "Consumed ticks, each under exactly one outcome.", "outcome", Outcome
+            "ticks",
+            "Ticks whose offsets are committed, each under exactly one outcome.",
+            "outcome",
+            Outcome,
         )
-        self.consumed_bytes = self._counter("consumed_bytes", "Bytes of keys and values of consumed ticks.")
+        self.consumed_bytes = self._counter("consumed_bytes", "Bytes of keys and values, as they were read.")
         self.dead_letters = self._counters("dead_letters", "Ticks set aside, by reason.", "reason", Reason)
         self.missing_covariates = self._counter(
             "missing_covariates", "Configured covariates that ticks came without."

@@ -20,6 +20,7 @@ from forecaster.core.tick import Outcome, Reason, Reject, Tick, TickSpec, make_d
 from forecaster.shell.kafka import Record
 from forecaster.shell.metrics import Metrics, Stage
 from forecaster.shell.prediction import Encoder, Forecasts
+from forecaster.shell.tally import Counts
 
 Place = tuple[int, int]
 """Partition and offset of a record."""
@@ -39,11 +40,23 @@ class Answers(NamedTuple):
     issued: Issued
     messages: list[bytes]  # one for each forecast, in the order of `issued`
     dead: list[DeadLetter]
-    outcomes: Counter[Outcome]
-    reasons: Counter[Reason]
+    counts: dict[int, Counts]  # by partition; the scores, which are those of all, with the first
     next_offsets: dict[int, int]  # where each partition goes on
-    newest_s: float  # newest event time among the ticks; -inf without one
-    missing: int  # covariates that the ticks came without
+
+    @property
+    def outcomes(self) -> Counter[Outcome]:
+        """Of all records."""
+        return sum((counts.outcomes for counts in self.counts.values()), Counter[Outcome]())
+
+    @property
+    def reasons(self) -> Counter[Reason]:
+        """Of all dead letters."""
+        return sum((counts.reasons for counts in self.counts.values()), Counter[Reason]())
+
+    @property
+    def newest_s(self) -> float:
+        """Newest event time among the ticks; -inf without one."""
+        return max((counts.newest_s for counts in self.counts.values()), default=float("-inf"))
 
 
 Send = Callable[[Issued, Sequence[bytes]], None]
@@ -82,10 +95,9 @@ class Pipeline:
         Else `published` are the partitions of which these very messages were published before. `send` is given the
         messages part by part, while the device works on the next part.
         """
-        outcomes: Counter[Outcome] = Counter()
         dead: list[DeadLetter] = []
+        counts: dict[int, Counts] = {}
         next_offsets: dict[int, int] = {}
-        newest_s = float("-inf")
         with self._metrics.stage(Stage.DECODE):
             if self.aside or self.skipped:
                 decoded = self._passing_over(records)
@@ -94,6 +106,7 @@ class Pipeline:
         with self._metrics.stage(Stage.GRID):
             at = 0
             for partition, group in groupby(records, attrgetter("partition")):
+                outcomes, reasons = Counter[Outcome](), Counter[Reason]()
                 offsets: list[int] = []
                 ticks: list[Tick] = []
                 for record in group:
@@ -104,11 +117,15 @@ class Pipeline:
                         outcomes[Outcome.SKIPPED] += 1
                     elif isinstance(tick, Reject):
                         dead.append(DeadLetter(record, tick))
+                        outcomes[Outcome.DEAD_LETTERED] += 1
+                        reasons[tick.reason] += 1
                     else:
                         offsets.append(record.offset)
                         ticks.append(tick)
                 outcomes.update(self.fold.admit(partition, offsets, ticks))
-                newest_s = max(newest_s, max((t.time_s for t in ticks), default=newest_s))
+                missing = self._missing(ticks) if self._covariates else 0
+                newest_s = max((t.time_s for t in ticks), default=float("-inf"))
+                counts[partition] = Counts(outcomes, reasons, missing, newest_s)
         parts: list[Issued] = []
         messages: list[bytes] = []
         for part in self._advanced(live or published):
@@ -120,10 +137,9 @@ class Pipeline:
                     send(part, texts)
                 messages += texts
         issued = joined(parts)
-        outcomes[Outcome.DEAD_LETTERED] += len(dead)
-        reasons = Counter(letter.reject.reason for letter in dead)
-        missing = self._missing(decoded) if self._covariates else 0
-        return Answers(issued, messages, dead, outcomes, reasons, next_offsets, newest_s, missing)
+        for partition in list(counts)[:1]:
+            counts[partition] = counts[partition]._replace(scores=issued.scores)
+        return Answers(issued, messages, dead, counts, next_offsets)
 
     def _advanced(self, live: bool | Collection[int]) -> Iterator[Issued]:
         """The parts of what was admitted; what is timed is the wait for them."""
@@ -145,8 +161,8 @@ class Pipeline:
         return list(map(one, records))
 
     @staticmethod
-    def _missing(decoded: Iterable[Tick | Reject | None]) -> int:
-        return sum(isnan(c) for tick in decoded if isinstance(tick, Tick) for c in tick.covariates)
+    def _missing(ticks: Iterable[Tick]) -> int:
+        return sum(isnan(covariate) for tick in ticks for covariate in tick.covariates)
 
     def _encode(self, issued: Issued) -> list[bytes]:
         quantiles = issued.last[:, None, None] + issued.offset

@@ -50,13 +50,14 @@ class Line:
         ticks: TopicsSpec,
         max_staleness_s: float = 0.0,
         interval_s: float = 0.01,
+        commit_interval_s: float = 0.3,
     ) -> None:
         own = fresh_topics(kafka, partitions=len(PARTITIONS))
         quiet = {"on_start": False, "every_ticks": 0, "every_ratio": 0.0, "drift": False}
         spec = spec_for(kafka, delivery=delivery, instance_id="w" if delivery == "exactly_once" else None)
         read = {
             "max_poll_records": 23,
-            "commit_interval_s": 0.3,
+            "commit_interval_s": commit_interval_s,
             "max_staleness_s": max_staleness_s,
             "session_timeout_s": 20,  # programs are compiled in turns
         }

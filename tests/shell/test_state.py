@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from kafka.errors import KafkaTimeoutError
 
 from forecaster.config import Config, load
 from forecaster.core import pages
@@ -22,6 +23,7 @@ from forecaster.core.fold import Fold
 from forecaster.core.model import Model
 from forecaster.core.pages import Page, Refusal, Skip, Swap
 from forecaster.core.table import Rows
+from forecaster.core.tick import Outcome
 from forecaster.shell import rebuild
 from forecaster.shell.daemon import Daemon
 from forecaster.shell.figures import Figures
@@ -541,6 +543,29 @@ def test_a_model_that_is_gone_is_counted_and_what_serves_takes_its_place(broker:
     assert second.fold.version(0) == "v2"
     second.come_to(900)
     assert broker.predictions[-1].model == "v2"
+
+
+@pytest.mark.parametrize("takes_back", [False, True])
+def test_a_tick_counts_once_however_often_it_was_taken_back(broker: Broker, takes_back: bool) -> None:
+    """What becomes of ticks, and the scores of the forecasts that they settle, are those of the log."""
+    worker = Worker(broker, config())
+    for upto in range(100, 1200, 100):
+        worker.come_to(upto)
+        if takes_back:
+            assert isinstance(worker.daemon.delivery, AtLeastOnce)
+            worker.daemon.delivery._take_back(KafkaTimeoutError("lost"))
+    worker.until(lambda: worker.source.finished and worker.ready)
+    worker.until(lambda: broker.committed == {p: worker.source.position(p) for p in (0, 1)})
+    assert len(broker.predictions) > len(broker.ticks) if takes_back else True
+    fold, _ = told(broker)
+    outcomes = {o: worker.counted("forecaster_ticks_total", outcome=o) for o in Outcome}
+    assert outcomes == {o: len(broker.ticks) * (o is Outcome.ACCEPTED) for o in Outcome}
+    steps = [
+        np.asarray(fold.rows.count)[s.row] for its in fold.index.partitions.values() for s in its.values()
+    ]
+    for h in range(1, SPEC.horizon + 1):
+        settled = sum(max(0, int(count) - h) for count in steps)
+        assert worker.counted("forecaster_forecasts_scored_total", horizon=str(h)) == settled
 
 
 def test_what_lies_behind_a_part_that_was_taken_back_is_not_answered(

@@ -123,7 +123,7 @@ class AtLeastOnce:
         self._committing: dict[int, tuple[int, int]] | None = None
         self._commit_at_s = -float("inf")
         self._fruitless = 0
-        source.before_revoke = self._settle_before_revoke
+        source.before_revoke, source.after_revoke = self._settle_before_revoke, self.committed.update
 
     def begin(self, token: Any = None) -> Batch:
         """A batch of what was just polled."""

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -75,7 +76,8 @@ class Source:
     `epochs` numbers the assignments of each partition that is ours: work that was begun under another
     number is void. `before_revoke(partitions)` is asked, inside the rebalance, for the offsets of finished
     work on partitions that are about to be handed over, so that their next owner repeats as little as
-    possible. `notes` go with the commits of each partition; `last_committed` are the offsets of those that are ours.
+    possible; `after_revoke` is told which of them were committed, on the library's thread. `notes` go with the
+    commits of each partition; `last_committed` are the offsets of those that are ours.
 
     Partitions that are `apart` are read by `poll_alone`; of each of their batches `before_decoding(partition, behind)`
     is told where it ends, and says whether it may be decoded now; `before_rebuilding(partition)` whether its log may be
@@ -92,6 +94,7 @@ class Source:
         self.notes: dict[int, Notes] = {}
         self.last_committed: dict[int, int] = {}
         self.before_revoke: Callable[[frozenset[int]], Mapping[int, int]] = lambda _: {}
+        self.after_revoke: Callable[[Mapping[int, int]], None] = lambda _: None
         self.apart: set[int] = set()
         self.before_decoding: Callable[[int, int], bool] = lambda _, __: True
         self.before_rebuilding: Callable[[int], bool] = lambda _: True
@@ -550,9 +553,14 @@ class Source:
             offset,
         ) in leaving.items():  # sent before the request that rejoins, on the same connection
             metadata = self.notes.get(partition, NO_NOTES).leaving
-            consumer.commit_async(self.to_commit({partition: offset}, metadata))
+            told = partial(self._handed_over, {partition: offset})
+            consumer.commit_async(self.to_commit({partition: offset}, metadata), callback=told)
         self._forget(partitions)
         self._changes.append(Revoked(partitions))
+
+    def _handed_over(self, offsets: Mapping[int, int], _: object, answer: object) -> None:
+        if not isinstance(answer, BaseException):
+            self.after_revoke(offsets)
 
     def _forget(self, partitions: Iterable[int]) -> None:
         for partition in partitions:
