@@ -157,6 +157,18 @@ def test_a_record_that_kills_is_set_aside_and_everything_else_is_answered(fleet:
     assert fleet.deaths == died
 
 
+def test_the_very_first_record_of_a_new_group_is_set_aside_just_the_same(fleet: Fleet) -> None:
+    """Nobody has committed anything: where the group begins is committed, and noted, before a record is looked at."""
+    fleet.send(DEADLY, *[None] * 4)
+    fleet.run_to_the_end()
+    assert 3 <= fleet.deaths <= 6
+    (kept,) = fleet.letters()
+    assert (kept.reason, kept.offset, kept.value) == ("poison", 0, DEADLY)
+    assert fleet.answered() == {1, 2, 3, 4}
+    assert fleet.committed() == (5, Note(aside=(0,)))
+    assert fleet.read_to_train() == {1, 2, 3, 4}
+
+
 BOMBED = threading.Event()
 
 
@@ -199,6 +211,16 @@ def test_a_batch_that_kills_who_decodes_it_is_passed_over(fleet: Fleet, bombs: N
     assert fleet.deaths == died
     assert fleet.answered() == set(range(17)) - {7, 8, 9}
     assert len(heir.fold.index) == 3
+
+
+def test_the_very_first_batch_of_a_new_group_is_passed_over_just_the_same(fleet: Fleet, bombs: None) -> None:
+    fleet.send(BOMB, *[None] * 4)
+    fleet.send(*[None] * 3)
+    fleet.run_to_the_end()
+    assert 3 <= fleet.deaths <= 6
+    assert fleet.answered() == {5, 6, 7}
+    assert fleet.committed() == (8, Note(passed=((0, 5),)))
+    assert fleet.read_to_train() == {5, 6, 7}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
