@@ -634,9 +634,9 @@ KAFKA = [
             Panel(
                 "Rebuilds that fell short",
                 "none",
-                "Partitions whose log did not reach back far enough, last hour.",
+                "Partitions not rebuilt as far back as wanted, last hour, by reason.",
                 "0.",
-                {"{{instance}}": increase("forecaster_rebuild_shortfalls_total", "1h", "instance")},
+                {"{{reason}}": increase("forecaster_rebuild_shortfalls_total", "1h", "reason")},
             ),
         ],
     ),

@@ -13,9 +13,14 @@ from forecaster.core.fold import Fold
 from forecaster.shell.kafka import Assigned, Change, KafkaSpec, Lost, Moved, Record, Revoked, TopicsSpec
 from forecaster.shell.kafka.source import Source
 from forecaster.shell.metrics import Metrics
-from forecaster.shell.rebuild import Known, Loaded, Rebuild
+from forecaster.shell.rebuild import Known, Loaded, Rebuild, Short
 from forecaster.shell.state import StateTopic
 
+MENDS = {
+    Short.GONE: "its series start young, or without their oldest ticks; every tick from here on is answered",
+    Short.UNREAD: "its series start young, and what they had learned is lost; why is in rebuild_interrupted",
+    Short.DEADLY: "its series go on from their pages, or start young; every tick from here on is answered",
+}
 _log = structlog.get_logger(__name__)
 
 
@@ -165,11 +170,9 @@ class Assignment:
     def _serve(self, rebuild: Rebuild) -> None:
         took_s = self._now() - self._began_s
         self._metrics.rebuilds.observe(took_s)
-        self._metrics.rebuild_shortfalls.inc(len(rebuild.short))
-        for partition in rebuild.short:
-            _log.warning(
-                "rebuilt_in_part", partition=partition, mend="its series start young; nothing is lost"
-            )
+        for partition, why in rebuild.short.items():
+            self._metrics.rebuild_shortfalls[why].inc()
+            _log.warning("rebuilt_in_part", partition=partition, reason=why.value, mend=MENDS[why])
         for partition, end in rebuild.ends.items():
             self._fold.replayed(partition)
             self._state.serve(partition, end)

@@ -95,6 +95,7 @@ class State(StrEnum):
 
 
 REBUILD_REASONS = ("error", "stalled", "silent")
+REBUILD_SHORTFALLS = ("gone", "unread", "deadly")
 STATUSES = ("cold", "warming", "ok", "fallback")
 TRIGGERS = ("schedule", "signal", "http", "cli", "drift", "startup")
 RETRAIN_OUTCOMES = (
@@ -303,8 +304,11 @@ class Metrics:
             "state_behind_messages",
             "Messages that a restart would have to read back, on the partition with most.",
         )
-        self.rebuild_shortfalls = self._counter(
-            "rebuild_shortfalls", "Partitions whose rows could not be rebuilt as far back as wanted."
+        self.rebuild_shortfalls = self._counters(
+            "rebuild_shortfalls",
+            "Partitions whose rows could not be rebuilt as far back as wanted.",
+            "reason",
+            REBUILD_SHORTFALLS,
         )
 
     def _declare_scores(self) -> None:

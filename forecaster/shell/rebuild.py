@@ -7,6 +7,7 @@ touched: a second, group-less one reads.
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
 from queue import Empty, Full, Queue
 from typing import NamedTuple
 
@@ -26,6 +27,17 @@ from forecaster.shell.state import Due
 CHUNKS = 4  # read ahead at most so many
 RETRY_S = 1.0
 _log = structlog.get_logger(__name__)
+
+
+class Short(StrEnum):
+    """Why a partition was not rebuilt as far back as wanted, so that series of it start young."""
+
+    GONE = "gone"
+    """The log begins later: retention."""
+    UNREAD = "unread"
+    """Log or state topic could not be read, time after time."""
+    DEADLY = "deadly"
+    """Workers have died of reading it back, so that it was not tried again."""
 
 
 class Loaded(NamedTuple):
@@ -68,11 +80,12 @@ class Rebuild:
         """Pages have to be of this source and layout; without one at most `most` records before an end are read, and
         none of the batches that were `passed` over; nothing where these are all there is.
 
-        Gives up after `retries` attempts in a row of `timeout_s` without any progress.
+        Gives up, a partition at a time where it can, after `retries` attempts in a row of `timeout_s` without any
+        progress.
         """
         self.ends = dict(ends)
         self.partitions = frozenset(ends)
-        self.short: set[int] = set()
+        self.short: dict[int, Short] = {}
         """Partitions whose log was not read as far as it should have been: their series start young."""
         self._spec, self._topics, self._most = spec, topics, most
         self._source, self._layout, self._network, self._passed = source, layout, network, passed
@@ -103,21 +116,32 @@ class Rebuild:
 
     def _run(self) -> None:
         failures, progress = 0, dict(self._next)
-        while failures < self._retries:
+        while True:
             log = Log(self._spec)
             try:
                 self._read_state(log)
                 self._read_ticks(log)
                 return
-            except ForecasterError as error:
-                _log.warning("rebuild_interrupted", topic=self._topics.ticks, error=str(error))
+            except Exception as error:  # else what is not read back would be taken for what is not there
+                ours = isinstance(error, ForecasterError)
+                told = str(error) if ours else repr(error)
+                _log.warning("rebuild_interrupted", topic=self._topics.ticks, error=told, exc_info=not ours)
                 failures = failures + 1 if self._next == progress else 1
                 progress = dict(self._next)
             finally:
                 log.close()
+            if failures == self._retries:
+                self._give_up()
+                failures, progress = 0, dict(self._next)
             if self._stop.wait(RETRY_S):
                 return
-        self.short |= {p for p, end in self.ends.items() if self._next.get(p, -1) < end}
+
+    def _give_up(self) -> None:
+        """The partition whose state could not be read, so that the others are; else all whose log could not."""
+        unread = sorted(self.ends.keys() - self._next.keys())[:1]
+        unread = unread or [p for p, end in self.ends.items() if self._next[p] < end]
+        self.short |= dict.fromkeys(unread, Short.UNREAD)
+        self._next |= {p: self.ends[p] for p in unread}
 
     def _read_state(self, log: Log) -> None:
         first = log.beginning_offsets(self._topics.ticks, list(self.ends))
@@ -136,7 +160,7 @@ class Rebuild:
             )
             self._next[partition] = end if unread else max(begin, saved.start)
             if unread or saved.start < begin:
-                self.short.add(partition)
+                self.short[partition] = Short.DEADLY if unread else Short.GONE
 
     def _newest(self, log: Log, partition: int) -> dict[bytes, bytes]:
         """The newest record of each key."""

@@ -234,7 +234,7 @@ def test_what_kills_who_reads_the_log_back_is_not_read_back_for_good(kafka: str,
     fleet.send(*[None] * 5)
     survivor = fleet.run_to_the_end()
     assert 4 <= fleet.deaths <= 6
-    assert survivor.metrics.rebuild_shortfalls._value.get() == 1
+    assert survivor.metrics.rebuild_shortfalls["deadly"]._value.get() == 1
     assert fleet.answered() == set(range(5, 10))
 
 

@@ -13,7 +13,7 @@ from forecaster.shell.kafka.delivery import AtLeastOnce
 from forecaster.shell.kafka.sink import Sink
 from forecaster.shell.kafka.source import Source
 from forecaster.shell.metrics import Metrics
-from forecaster.shell.rebuild import Item
+from forecaster.shell.rebuild import Item, Short
 from forecaster.shell.replay import ListSink, ListSource
 from forecaster.shell.skips import Skips
 from forecaster.shell.state import StateSpec, StateTopic
@@ -54,7 +54,7 @@ class FakeRebuild:
         self.partitions, self.ends, self.most = frozenset(ends), dict(ends), most
         self.passed = more[-1]
         self.chunks: list[Item] = []
-        self.short: set[int] = set()
+        self.short: dict[int, Short] = {}
         self.done, self.cancelled = False, False
         self.made.append(self)
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from kafka.errors import KafkaTimeoutError
+from structlog.testing import capture_logs
 
 from forecaster.config import Config, load
 from forecaster.core import pages
@@ -24,6 +25,7 @@ from forecaster.core.model import Model
 from forecaster.core.pages import Page, Refusal, Skip, Swap
 from forecaster.core.table import Rows
 from forecaster.core.tick import Outcome
+from forecaster.errors import BrokerError
 from forecaster.shell import rebuild
 from forecaster.shell.daemon import Daemon
 from forecaster.shell.figures import Figures
@@ -527,6 +529,33 @@ def test_pages_that_cannot_be_used_are_counted_and_their_series_rebuilt_from_the
     second.turn()
     seen = {(p.source.partition, p.source.offset) for p in broker.predictions}
     assert len(seen) == len(broker.ticks)
+
+
+@pytest.mark.parametrize("error", [BrokerError("no answer"), OSError(24, "Too many open files")])
+def test_a_log_that_cannot_be_read_back_lets_series_start_young_and_says_so(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    first = Worker(broker, config())
+    first.come_to(700)
+    read = FakeLog.read
+
+    def fails(log: FakeLog, topic: str, ranges: Mapping[int, tuple[int, int]], *_: object) -> Any:
+        if 1 in ranges and topic == "forecaster.state":
+            raise error
+        return read(log, topic, ranges)
+
+    monkeypatch.setattr(FakeLog, "read", fails)
+    monkeypatch.setattr(rebuild, "RETRY_S", 0.0)
+    second = Worker(broker, config())
+    with capture_logs() as logs:
+        second.until(lambda: second.ready)
+    assert second.counted("forecaster_rebuild_shortfalls_total", reason="unread") == 1
+    assert second.counted("forecaster_rebuild_shortfalls_total", reason="gone") == 0
+    told = [line for line in logs if line["event"] in {"rebuild_interrupted", "rebuilt_in_part"}]
+    assert [line["event"] for line in told] == ["rebuild_interrupted"] * 3 + ["rebuilt_in_part"]
+    assert (told[-1]["partition"], told[-1]["reason"]) == (1, "unread")
+    assert len(second.fold.index.partitions[0]) > 0
+    assert second.fold.index.partitions.get(1, {}) == {}
 
 
 def test_a_model_that_is_gone_is_counted_and_what_serves_takes_its_place(broker: Broker) -> None:
