@@ -62,7 +62,6 @@ class Fold:
         """Is shown all steps just before they are taken in."""
         self._table_rows = self.spare.stop
         self.rows = table.empty(advance.layout(spec), self._table_rows)
-        self.swaps = 0
         self.lent: deque[tuple[int, int, Loan]] = deque(maxlen=MOST_LENT)
         """Loans lately made: partition, stretch of its log, loan. For whoever writes them down."""
         self._numbers: dict[str, int] = {"": 0}  # of models, by version
@@ -286,7 +285,6 @@ class Fold:
         """
         if model.spec != self.spec:
             raise ValueError(f"the model's spec {model.spec} is not the table's {self.spec}")
-        self.swaps += 1
         if partition is None:
             self._default = self.serve(model)
         else:

@@ -343,7 +343,6 @@ class Daemon(Worker):
             "lag": self.source.lag(),
             "series": len(self.fold.index),
             "outstanding_messages": self.delivery.outstanding,
-            "swaps": self.fold.swaps,
             **self.lifecycle.status(),
         }
 

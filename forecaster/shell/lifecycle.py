@@ -60,6 +60,7 @@ class Lifecycle:
         self._adapting: Adapting | None = None
         self._target: Target | None = None  # what is to serve
         self._trials, self._before = Trials(fold, metrics, training), fold.model
+        self._swaps = 0
 
     @property
     def known(self) -> bool:
@@ -107,7 +108,7 @@ class Lifecycle:
 
     def status(self) -> dict[str, object]:
         """For the report: what serves, what trains, what came of the last retrain."""
-        return {"model": self._fold.model.version, **self.training.status()}
+        return {"model": self._fold.model.version, "swaps": self._swaps, **self.training.status()}
 
     # ------------------------------------------------------------------ models
 
@@ -168,6 +169,7 @@ class Lifecycle:
             return
         model = self._target.model
         self.training.schedule.swapped()
+        self._swaps += 1
         self._metrics.model_swaps.inc()
         self._metrics.set_serving(model.version, model.spec.cell, model.card.created_s, model.card.created_s)
         _log.info("model_swapped", version=model.version, reason=self._target.reason)

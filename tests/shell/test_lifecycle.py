@@ -1,0 +1,29 @@
+"""What the report says of models: nothing before there is one."""
+
+from typing import cast
+
+from forecaster.config import Config
+from forecaster.shell.lifecycle import Lifecycle
+from forecaster.shell.metrics import Metrics
+from forecaster.shell.signals import Signals
+from forecaster.shell.state import StateTopic, Target
+from forecaster.shell.training import Training
+from tests.folds import SPEC, make_fold, make_model
+
+
+class Taken:
+    """A state topic on which everything is at once."""
+
+    def follow(self, target: Target | None) -> bool:
+        return target is not None
+
+
+def test_swaps_are_those_after_which_another_model_serves() -> None:
+    config, fold, metrics = Config(model=SPEC), make_fold(), Metrics(horizon=SPEC.horizon, levels=SPEC.levels)
+    lifecycle = Lifecycle(config, fold, metrics, Training(config, metrics, Signals()))
+    for partition in range(3):  # they are rebuilt, and nothing serves yet
+        fold.swap(fold.model, partition)
+    assert (lifecycle.status()["model"], lifecycle.status()["swaps"]) == ("", 0)
+    lifecycle._target = Target(make_model("v1"), "a test")
+    lifecycle.follow(cast("StateTopic", Taken()))
+    assert lifecycle.status()["swaps"] == metrics.model_swaps._value.get() == 1
