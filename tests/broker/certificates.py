@@ -28,10 +28,15 @@ class Authority:
 
     def of_broker(self, *names: str) -> Path:
         """One file with the key and the certificate of a broker that is reached under `names`."""
-        leaf = self._ca.issue_cert(*names)
         path = self.folder / f"{names[0]}.pem"
-        path.write_bytes(_key(leaf, NoEncryption()) + _chain(leaf))
+        path.write_bytes(self.shown_by_broker(*names))
         return path
+
+    def shown_by_broker(self, *names: str, until: datetime | None = None) -> bytes:
+        """What such a file holds; the certificate is good for long, or until then."""
+        ago = until - timedelta(days=1) if until else None
+        leaf = self._ca.issue_cert(*names, not_before=ago, not_after=until)
+        return _key(leaf, NoEncryption()) + _chain(leaf)
 
     def revoking(self, *certificates: Path) -> Path:
         """The list of what it has revoked: the first certificate of each of these files."""

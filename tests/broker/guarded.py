@@ -42,6 +42,7 @@ class Guarded:
     """The broker: addresses of its `doors`, and what goes with them."""
 
     def __init__(self, cluster: Cluster, authority: Authority) -> None:
+        self._broker = cluster.brokers[0]
         self.open = cluster.bootstrap_servers
         self.doors = {"OPEN": self.open} | cluster.brokers[0].doors
         self.authority = authority
@@ -68,6 +69,20 @@ class Guarded:
     def both(self, user: str, mechanism: str = "PLAIN") -> dict[str, Any]:
         """What a client says that trusts this broker and logs in there."""
         return login(user, PASSWORD, mechanism) | self.tls | {"security_protocol": "SASL_SSL"}
+
+    @contextmanager
+    def showing(self, certificate: bytes) -> Iterator[None]:
+        """Restarts with another certificate and its key, and afterwards with its own again."""
+        own = self.own.read_bytes()
+        try:
+            self._show(certificate)
+            yield
+        finally:
+            self._show(own)
+
+    def _show(self, certificate: bytes) -> None:
+        self.own.write_bytes(certificate)
+        self._broker.restart()
 
     def allow(self, user: str, kind: ResourceType, name: str, *operations: ACLOperation) -> None:
         """From now on `user` may do this."""

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +327,85 @@ def test_check_and_run_end_at_once_with_the_mend(
     assert failed["error"] == problem
     assert f"kafka.ssl_cafile = {str(stranger.cafile)!r} has to hold" in problem
     assert "Traceback" not in worker.child.output.read_text()
+
+
+# ------------------------------------------------------------------ what goes wrong under a worker that runs
+
+
+def send(guarded: Guarded, topic: str, first: int, count: int) -> None:
+    """So many ticks of one series."""
+    sink = Sink(spec(guarded.open))
+    for i in range(first, first + count):
+        sink.send(topic, json.dumps({"series": "a", "ts": 1.7e9 + i, "value": float(i)}).encode(), b"a")
+    sink.close(10.0)
+
+
+def answered(guarded: Guarded, topics: TopicsSpec) -> int:
+    return len(read_all(spec(guarded.open), topics.predictions))
+
+
+@pytest.mark.process
+@pytest.mark.timeout(600)
+def test_a_certificate_of_the_broker_that_ran_out_ends_a_worker_with_the_mend_and_no_tick_is_lost(
+    guarded: Guarded, topics: TopicsSpec, start: Callable[[daemons.Settings], daemons.Worker]
+) -> None:
+    settings = daemons.small(guarded.doors["SECRET"], topics.ticks, topics)
+    settings["kafka"] |= guarded.tls
+    worker = start(settings)
+    worker.await_that(worker.ready)
+    send(guarded, topics.ticks, 0, 10)
+    worker.await_that(lambda: answered(guarded, topics) == 10)
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    with guarded.showing(guarded.authority.shown_by_broker(LOOPBACK, "localhost", until=yesterday)):
+        assert worker.await_end(60.0) == RefusedError.exit_code
+        [failed] = worker.events("failed")
+        assert "is not trusted: certificate has expired; mend the broker's certificate" in failed["error"]
+        assert "Traceback" not in worker.child.output.read_text()
+        send(guarded, topics.ticks, 10, 10)
+        again = start(settings)
+        assert again.await_end(daemons.DEADLINE_S) == RefusedError.exit_code, "until it is mended"
+    heir = start(settings)
+    heir.await_that(lambda: answered(guarded, topics) == 20)
+    assert heir.end() == 0
+
+
+@pytest.mark.process
+@pytest.mark.timeout(600)
+def test_certificates_are_renewed_under_a_worker_that_runs(
+    guarded: Guarded,
+    topics: TopicsSpec,
+    stranger: Authority,
+    tmp_path: Path,
+    start: Callable[[daemons.Settings], daemons.Worker],
+) -> None:
+    """The broker's comes from another authority, and so does, half at a time, the client's."""
+    files = {name: tmp_path / f"{name}.pem" for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile")}
+    certificate, key = guarded.authority.of_client("worker")
+    for name, path in (
+        ("ssl_cafile", guarded.authority.cafile),
+        ("ssl_certfile", certificate),
+        ("ssl_keyfile", key),
+    ):
+        files[name].write_bytes(path.read_bytes())
+    settings = daemons.small(guarded.doors["MUTUAL"], topics.ticks, topics)
+    settings["kafka"] |= {"security_protocol": "SSL"} | {name: str(path) for name, path in files.items()}
+    worker = start(settings)
+    worker.await_that(worker.ready)
+    with files["ssl_cafile"].open("ab") as both:
+        both.write(stranger.cafile.read_bytes())
+    certificate, key = guarded.authority.of_client("worker")
+    files["ssl_certfile"].write_bytes(certificate.read_bytes())
+    with guarded.showing(stranger.shown_by_broker(LOOPBACK, "localhost")):
+        send(guarded, topics.ticks, 0, 10)
+        worker.await_that(lambda: answered(guarded, topics) == 10)
+        assert (
+            "key values mismatch): it has to hold the key of kafka.ssl_certfile"
+            in worker.child.output.read_text()
+        )
+        files["ssl_keyfile"].write_bytes(key.read_bytes())
+    send(guarded, topics.ticks, 10, 10)
+    worker.await_that(lambda: answered(guarded, topics) == 20)
+    assert worker.end() == 0
 
 
 # ------------------------------------------------------------------ rights

@@ -4,6 +4,7 @@ Comes in: the client's keywords, and errors of the library and of OpenSSL. Goes 
 that files which were renewed are used from the next one on, and a `SecurityError` where trying again cannot help.
 """
 
+import logging
 import ssl
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,6 +15,17 @@ from kafka.errors import InvalidReceiveError, KafkaConnectionError, KafkaError
 
 Settings = Mapping[str, Any]
 
+log = logging.getLogger(__name__)
+
+_NAMES = (
+    "ssl_check_hostname",
+    "ssl_cafile",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_password",
+    "ssl_crlfile",
+    "ssl_ciphers",
+)
 _ALERT = 0x1503  # how an alert of TLS begins, which is taken for the length of an answer
 _OF_US = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE", "PROTOCOL_VERSION")
 _OTHER_NAME = (62, 63, 64)  # OpenSSL's codes: host, e-mail, address
@@ -33,8 +45,31 @@ class SecurityError(KafkaError):
         self.ours = ours
 
 
+_good: dict[tuple[Any, ...], ssl.SSLContext] = {}
+"""What files last said that could be used, by the settings that name them."""
+
+
 def make_context(settings: Settings) -> ssl.SSLContext:
-    """What the files and keys say now. Raises SecurityError.
+    """What files and keys say now; while these cannot be used, what they said before. Raises SecurityError where they
+    never could be.
+
+    Who renews files writes one after the other, and a worker that runs may look in between.
+    """
+    names = tuple(settings.get(name) for name in _NAMES)
+    try:
+        _good[names] = _as_they_are(settings)
+    except SecurityError as error:
+        if names not in _good:
+            raise
+        log.warning("%s; what the files held before is used", error.text)
+        if cafile := settings["ssl_cafile"]:
+            with suppress(OSError):  # whoever is trusted since then
+                _good[names].load_verify_locations(cafile)
+    return _good[names]
+
+
+def _as_they_are(settings: Settings) -> ssl.SSLContext:
+    """A context of these settings. Raises SecurityError.
 
     The library's own asks for a password at the terminal, takes ciphers and forgets them, and cannot read lists of
     revoked certificates.
