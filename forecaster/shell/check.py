@@ -59,12 +59,10 @@ def _broker(config: Config) -> Iterator[str]:
         yield f"kafka.bootstrap_servers = {config.kafka.bootstrap_servers!r}: {error}; mend address or security"
         return
     try:
-        found = admin.check(config.topics)
-        yield from (problem for problem in found if not (config.topics.create and "no such topic" in problem))
+        yield from admin.check(config.topics, created=config.topics.create)
         denied = admin.denied(config.topics)
-        yield from denied
-        told = any(problem.startswith("topics.ticks") for problem in denied)
-        if not told and config.topics.ticks in admin.describe([config.topics.ticks]):
+        yield from denied.values()
+        if "topics.ticks" not in denied and config.topics.ticks in admin.describe([config.topics.ticks]):
             yield from _reading(config)
     except ForecasterError as error:
         yield str(error)

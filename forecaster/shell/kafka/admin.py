@@ -57,14 +57,14 @@ class Admin:
             raise self._ours(error) from error
         return sorted(missing)
 
-    def check(self, topics: TopicsSpec) -> list[str]:
-        """What is missing or cannot work, one sentence each, with the mend."""
+    def check(self, topics: TopicsSpec, *, created: bool = False) -> list[str]:
+        """What is missing or cannot work, one sentence each, with the mend; `created`: what is missing will be."""
         there = self.describe(_names(topics))
         problems = [
             f"topics.{role} = {name!r}: there is no such topic, or no right to {needed(role)}; create it (topics.create"
             " = true does), or allow it"
             for role, name in _roles(topics).items()
-            if name not in there
+            if name not in there and not created
         ]
         ticks = there.get(topics.ticks)
         for role, name in (("state", topics.state), ("predictions", topics.predictions)):
@@ -77,10 +77,10 @@ class Admin:
             problems.append(f"topics.models = {topics.models!r} has several partitions; it has to have one")
         return problems
 
-    def denied(self, topics: TopicsSpec) -> list[str]:
-        """Rights that a worker lacks on topics that it may see, on its group and its identity, one sentence each."""
+    def denied(self, topics: TopicsSpec) -> dict[str, str]:
+        """Rights that a worker lacks on topics that it may see, on its group and its identity: a sentence by key."""
         try:
-            return list(denied(self._client, self._spec, topics))
+            return dict(denied(self._client, self._spec, topics))
         except KafkaError as error:
             raise self._ours(error) from error
 

@@ -1,7 +1,7 @@
 """Rights (ACLs): what forecaster has to be allowed, and what of it the broker does not allow.
 
-Comes in: an admin client's answers. Goes out: sentences that name the right. Who may read or write something may see
-it; what may not be seen is, to the broker, not there.
+Comes in: an admin client's answers. Goes out: sentences that name the right, with the keys that they are about. Who may
+read or write something may see it; what may not be seen is, to the broker, not there.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,23 +27,26 @@ def needed(role: str) -> str:
     return " and ".join(ON_TOPICS[role])
 
 
-def denied(client: Any, spec: KafkaSpec, topics: TopicsSpec) -> Iterator[str]:
-    """What is missing on the topics that may be seen, the group, and the transactional id. Asks the broker; raises
-    KafkaError.
+def denied(client: Any, spec: KafkaSpec, topics: TopicsSpec) -> Iterator[tuple[str, str]]:
+    """Key and sentence of what is missing on the topics that may be seen, the group, and the transactional id.
+
+    Asks the broker; raises KafkaError.
     """
     allowed = {topic["name"]: _names(topic) for topic in client.describe_topics()}
     for role, wanted in ON_TOPICS.items():
         name = getattr(topics, role)
         if lacking := _lacking(wanted, allowed.get(name)):
-            yield f"topics.{role} = {name!r}: no right to {' and '.join(lacking)}; allow it on the topic"
+            key = f"topics.{role}"
+            yield key, f"{key} = {name!r}: no right to {' and '.join(lacking)}; allow it on the topic"
     if _lacking(("Read",), _on_group(client, spec.group_id)):
-        yield f"kafka.group_id = {spec.group_id!r}: no right to Read; allow it on the group"
+        key = "kafka.group_id"
+        yield key, f"{key} = {spec.group_id!r}: no right to Read; allow it on the group"
     identity = spec.stable_transactional_id
     if spec.delivery == "exactly_once" and not _sees_identity(client, identity):
-        yield (
-            f'kafka.delivery = "exactly_once": no right to Write as {identity!r} (kafka.transactional_id); allow it on'
-            " the transactional id"
+        lacks = (
+            f"no right to Write as {identity!r} (kafka.transactional_id); allow it on the transactional id"
         )
+        yield "kafka.delivery", f'kafka.delivery = "exactly_once": {lacks}'
 
 
 def _on_group(client: Any, group: str) -> set[str] | None:
