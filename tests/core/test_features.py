@@ -79,7 +79,7 @@ def test_the_scale_has_a_floor_that_float32_can_resolve() -> None:
     assert floor == pytest.approx(features.SCALE_FLOOR * 1e6)
     assert float(features.running_scale(found, jnp.asarray([0.0]))[0]) > 0
     burst = observed(np.append(np.random.default_rng(0).normal(size=STEPS), np.zeros(STEPS)))[-1]
-    assert float(features.running_scale(burst, jnp.asarray([0.0]))[0]) >= 0.1 * float(burst.slow[0])
+    assert float(features.running_scale(burst, jnp.asarray([0.0]))[0]) >= 0.1 * float(burst.of("slow")[0])
 
 
 @pytest.mark.parametrize("factor", [1e-5, 1e-2, 1e6])
