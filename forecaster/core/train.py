@@ -62,7 +62,8 @@ class TrainSpec(HistorySpec):
     refresh_steps: int = Field(
         200,
         ge=0,
-        description="Most gradient steps on everything, what was held out too, before a network serves.",
+        description="Most gradient steps on everything, what was held out too, before a network serves; never more than"
+        " half as many as its fit took.",
     )
     seed: int = Field(0, ge=0, description="Seed of weights, windows and dropout.")
 
@@ -141,10 +142,12 @@ def fit(
 def refresh(fitted: Model, examples: Examples, spec: TrainSpec, progress: Watch = carry_on) -> Model:
     """The network after more steps on everything, the newest part that has judged it included.
 
-    As many as its fit took, up to `refresh_steps`: where little can be learned, few steps are too many. What it was
-    goes along as `judged`. A network that these steps make worse where it is taught is left as it was.
+    Half as many as its fit took, up to `refresh_steps`: the fit was best there because more would have been learned by
+    heart, which nothing would notice any more. What it was goes along as `judged`. A network that these steps make
+    worse where it is taught is left as it was.
     """
-    shape, start, steps = fitted.spec, _flat(fitted.params), min(spec.refresh_steps, fitted.card.steps_taken)
+    shape, start = fitted.spec, _flat(fitted.params)
+    steps = min(spec.refresh_steps, fitted.card.steps_taken // 2)
     everything = examples._replace(role=_taught(examples.role))
     pool, windows = _pool(examples), holdout_windows(examples, spec)
     look = partial(_loss, pool=pool, windows=windows, examples=examples, spec=spec, shape=shape)
