@@ -52,10 +52,12 @@ class Authority:
         path.write_bytes(listed.sign(key, SHA256()).public_bytes(Encoding.PEM))  # type: ignore[arg-type]
         return path
 
-    def of_client(self, name: str, password: str | None = None) -> tuple[Path, Path]:
-        """The certificate and the key of a client whom Kafka calls `User:CN=name`."""
+    def of_client(
+        self, name: str, password: str | None = None, folder: Path | None = None
+    ) -> tuple[Path, Path]:
+        """The certificate and the key of a client whom Kafka calls `User:CN=name`, here or in another folder."""
         leaf = self._ca.issue_cert(f"{name}.clients.test", common_name=name)
-        certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        certificate, key = ((folder or self.folder) / f"{name}.{kind}" for kind in ("pem", "key"))
         certificate.write_bytes(_chain(leaf))
         secret = BestAvailableEncryption(password.encode()) if password else NoEncryption()
         key.write_bytes(_key(leaf, secret))

@@ -292,13 +292,16 @@ def test_a_port_that_is_silent_is_given_up(guarded: Guarded) -> None:
             Admin(spec(address, connect_timeout_s=1, **guarded.tls))
 
 
-def test_what_ended_a_connection_is_told_rather_than_that_time_ran_out() -> None:
-    """The first one is closed without a word, the next one is never answered."""
+@pytest.mark.parametrize("read", [False, True])
+def test_what_ended_a_connection_is_told_rather_than_that_time_ran_out(read: bool) -> None:
+    """The first one is closed without a word, with what was said there read or not, the next one is never answered."""
     held: list[socket.socket] = []
     with socket.create_server((LOOPBACK, 0)) as server:
 
         def serve() -> None:
-            server.accept()[0].close()
+            first = server.accept()[0]
+            first.recv(1 << 16, 0 if read else socket.MSG_PEEK)
+            first.close()
             held.append(server.accept()[0])
 
         threading.Thread(target=serve, daemon=True).start()
@@ -380,7 +383,7 @@ def test_certificates_are_renewed_under_a_worker_that_runs(
 ) -> None:
     """The broker's comes from another authority, and so does, half at a time, the client's."""
     files = {name: tmp_path / f"{name}.pem" for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile")}
-    certificate, key = guarded.authority.of_client("worker")
+    certificate, key = guarded.authority.of_client("worker", folder=tmp_path)
     for name, path in (
         ("ssl_cafile", guarded.authority.cafile),
         ("ssl_certfile", certificate),
@@ -393,7 +396,7 @@ def test_certificates_are_renewed_under_a_worker_that_runs(
     worker.await_that(worker.ready)
     with files["ssl_cafile"].open("ab") as both:
         both.write(stranger.cafile.read_bytes())
-    certificate, key = guarded.authority.of_client("worker")
+    certificate, key = guarded.authority.of_client("worker", folder=tmp_path)
     files["ssl_certfile"].write_bytes(certificate.read_bytes())
     with guarded.showing(stranger.shown_by_broker(LOOPBACK, "localhost")):
         send(guarded, topics.ticks, 0, 10)

@@ -141,11 +141,17 @@ def explained(error: BaseException, settings: Settings, address: str) -> BaseExc
         said = KafkaConnectionError(
             f"{address} ended the connection in the middle of TLS; if it speaks none, {mend}"
         )
-    elif "socket disconnected" in str(error) and not protocol.startswith("SASL"):
+    elif _is_hung_up(error) and not protocol.startswith("SASL"):
         said = KafkaConnectionError(
             f"{address} ended the connection without an answer; if it wants a login, {mend}"
         )
     return said
+
+
+def _is_hung_up(error: BaseException) -> bool:
+    """Whether the other side has closed the connection; what it had not read by then makes that a reset."""
+    reset = any(isinstance(reason, ConnectionResetError) for reason in (error, error.__cause__, *error.args))
+    return reset or "socket disconnected" in str(error)
 
 
 def _distrust(error: ssl.SSLCertVerificationError, settings: Settings) -> str:
