@@ -82,8 +82,8 @@ def messages(answers: Sequence[Answers]) -> list[bytes]:
 def test_every_record_has_one_outcome_and_every_accepted_one_an_answer() -> None:
     records = log(400, 1)
     answers = replay(pipeline(), records, 64)
-    outcomes = sum((part.outcomes for part in answers), Counter[Outcome]())
-    reasons = sum((part.reasons for part in answers), Counter[Reason]())
+    outcomes = sum((part.total.outcomes for part in answers), Counter[Outcome]())
+    reasons = sum((part.total.reasons for part in answers), Counter[Reason]())
     dead = [one for part in answers for one in part.dead]
     assert sum(outcomes.values()) == len(records)
     assert all(
@@ -142,7 +142,7 @@ def test_a_restart_that_reads_back_goes_on_as_if_there_had_been_none() -> None:
 def test_the_cap_is_an_outcome_and_not_a_silence() -> None:
     records = log(200, 5, names=40)
     answers = replay(pipeline(), records, 200)
-    outcomes = sum((part.outcomes for part in answers), Counter[Outcome]())
+    outcomes = sum((part.total.outcomes for part in answers), Counter[Outcome]())
     assert outcomes[Outcome.OVER_CAP] > 0
     assert sum(outcomes.values()) == len(records)
     assert len(messages(answers)) == outcomes[Outcome.ACCEPTED]
@@ -164,7 +164,7 @@ def test_a_dead_letter_carries_the_bytes_and_says_why() -> None:
     records = [Record("ticks", 3, i, FAR_MS, b"key", text) for i, text in enumerate(JUNK)]
     answers = pipeline().handle(records)
     assert len(answers.dead) == len(JUNK)
-    assert set(answers.reasons) == set(Reason) - {Reason.POISON}  # which only a death can tell
+    assert set(answers.total.reasons) == set(Reason) - {Reason.POISON}  # which only a death can tell
     for record, dead in zip(records, answers.dead, strict=True):
         value, key, headers = letter(dead.record, dead.reject)
         said = dict(headers)

@@ -47,7 +47,7 @@ KNEE = 8.0  # scales up to which `squash` is nearly linear
 
 RECURRENT = 17  # number of recurrent inputs
 # Where each of them is found among distances, logarithms, the calendar and the trust in the season.
-ORDER = (0, 1, 2, 3, 8, 9, 12, 13, 14, 15, 16, 4, 5, 6, 10, 7, 11)
+ORDER = np.array([0, 1, 2, 3, 8, 9, 12, 13, 14, 15, 16, 4, 5, 6, 10, 7, 11])
 CALENDAR_AT = 6  # of these, where day and week begin
 HABITS, ERRORS = 7, 6  # direct inputs that tell of changes so far, and of the linear expert's errors
 
@@ -65,7 +65,7 @@ SCALARS = {
 }
 """Running means of a series: steps after which each has forgotten most, and steps that it counts for at first."""
 MEMORIES, PRIORS = np.array([*SCALARS.values()], np.float32).T[..., None]
-SIZES = [[*SCALARS].index(name) for name in ("fast", "naive", "far")]
+SIZES = np.array([[*SCALARS].index(name) for name in ("fast", "naive", "far")])
 LENT = np.arange(len(SCALARS))[:, None] < 3  # the first of them, which others lend to a newborn series
 RUNNING = len(SCALARS) + len(MEANS) + SEASONS  # floats of a packed `Running`
 
@@ -286,7 +286,7 @@ def recurrent_inputs(
     share = jnp.stack([one, one, one, one, trust, trust, one, 0.25 * one])
     circles = jnp.stack([x for circle in calendar(weeks, running.of("dt_s")[:, None]) for x in circle])
     found = jnp.concatenate([share * squashed, logs, circles, trust[None]])
-    return jnp.moveaxis(found[np.array(ORDER)], 0, -1)
+    return jnp.moveaxis(found[ORDER], 0, -1)
 
 
 def calendar(weeks: Array, dt_s: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
@@ -358,7 +358,7 @@ def direct_inputs(
     `linear` is the linear expert's forecast in squashed scales; `errors` are how large and, against the last value, how
     good its errors were lately.
     """
-    sizes = jnp.log(running.scalars[np.array(SIZES)] / scale + 0.05)
+    sizes = jnp.log(running.scalars[SIZES] / scale + 0.05)
     trust = jnp.stack([season.trust for season in seasons], axis=1)
     habits = jnp.concatenate([sizes.T, running.scalars[-2:].T, trust], axis=1)
     return jnp.concatenate(

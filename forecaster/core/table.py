@@ -200,14 +200,14 @@ def step(rows: Rows, valid: Array, new: Rows) -> Rows:
 
 
 def _write(rows: Rows, idx: Int[Array, " batch"], new: Rows, whole: Callable[[Array, Array], Array]) -> Rows:
-    step = new.count - 1  # its number
+    number = new.count - 1  # of the step
 
     def change(kind: str, column: Array, value: Array) -> Array:
         value = value.astype(column.dtype)
         if kind == "ring":
-            return column.at[idx.astype(jnp.uint32), _modulo(step, column.shape[1])].set(value, mode="drop")
+            return column.at[idx.astype(jnp.uint32), _modulo(number, column.shape[1])].set(value, mode="drop")
         if kind == "triangle":
-            return column.at[_rows(idx), _places(step, value.shape[1])].set(value, mode="drop")
+            return column.at[_rows(idx), _places(number, value.shape[1])].set(value, mode="drop")
         return whole(column, value)
 
     return Rows(*map(change, KINDS.values(), rows, new))

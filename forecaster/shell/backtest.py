@@ -27,8 +27,9 @@ from forecaster.core.tick import Outcome
 from forecaster.core.train import Failure, Progress
 from forecaster.shell.kafka import Record
 from forecaster.shell.metrics import Metrics
-from forecaster.shell.pipeline import Answers, Pipeline
+from forecaster.shell.pipeline import Pipeline
 from forecaster.shell.slices import Slicer
+from forecaster.shell.tally import Counts
 
 CHUNK = 512  # records folded at once
 LOOKS = 48  # times in a run that the experts' shares are noted
@@ -109,18 +110,17 @@ def backtest(
             yield _retrain(fold, slicer, config, start, progress)
         slicer.add(records[start:end])
         answers = pipeline.handle(records[start:end], live=False)
-        newest_s = max(newest_s, answers.newest_s)
+        total = answers.total
+        newest_s = max(newest_s, total.newest_s)
         streamed = start >= warm
         shares = _shares_of(fold) if streamed and start in noted else None
-        yield Part(answers.issued, end, len(records), not streamed, shares, _unused(answers))
+        yield Part(answers.issued, end, len(records), not streamed, shares, _unused(total))
 
 
-def _unused(answers: Answers) -> Counter[str]:
+def _unused(total: Counts) -> Counter[str]:
     """By outcome, dead letters by their reason."""
-    passed_over = {
-        outcome.value: n for outcome, n in answers.outcomes.items() if outcome not in _COUNTED_APART
-    }
-    return Counter(passed_over) + Counter({reason.value: n for reason, n in answers.reasons.items()})
+    passed_over = {outcome.value: n for outcome, n in total.outcomes.items() if outcome not in _COUNTED_APART}
+    return Counter(passed_over) + Counter({reason.value: n for reason, n in total.reasons.items()})
 
 
 _COUNTED_APART = {Outcome.ACCEPTED, Outcome.DEAD_LETTERED}

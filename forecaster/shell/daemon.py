@@ -247,8 +247,8 @@ class Daemon(Worker):
         m = self.metrics
         m.batch_size.observe(len(records))
         m.consumed_bytes.inc(sum(len(r.key or b"") + len(r.value or b"") for r in records))
-        if np.isfinite(answers.newest_s):
-            m.last_tick.set(answers.newest_s)
+        if np.isfinite(newest_s := answers.total.newest_s):
+            m.last_tick.set(newest_s)
         if m.watched:
             for i, series in enumerate(answers.issued.series):
                 if series in m.watched:
@@ -263,7 +263,7 @@ class Daemon(Worker):
         for reason, n in counts.reasons.items():
             m.dead_letters[reason].inc(n)
         m.missing_covariates.inc(counts.missing)
-        if scores is not None and scores.count.any():
+        if scores is not None:
             m.observe_scores(
                 scored=scores.count,
                 absolute_error=scores.error,

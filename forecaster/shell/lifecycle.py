@@ -90,8 +90,7 @@ class Lifecycle:
     def observe(self, counts: Counts) -> None:
         """What a batch brought: for the schedule and for drift."""
         self.training.observe(counts.outcomes[Outcome.ACCEPTED], counts.newest_s)
-        scores = counts.scores
-        if self._fold.model.version and scores is not None and scores.count.any():
+        if self._fold.model.version and (scores := counts.scores) is not None:
             self.training.observe_errors(float(scores.error.sum()), float(scores.count.sum()))
 
     def poll(self, *, decides: bool, leads: bool, idle: bool) -> None:

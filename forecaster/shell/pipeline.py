@@ -5,6 +5,7 @@ Knows neither the broker nor the clock; whoever drives it reads the records and 
 
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence, Set
+from functools import reduce
 from itertools import groupby
 from math import isnan
 from operator import attrgetter
@@ -44,19 +45,9 @@ class Answers(NamedTuple):
     next_offsets: dict[int, int]  # where each partition goes on
 
     @property
-    def outcomes(self) -> Counter[Outcome]:
-        """Of all records."""
-        return sum((counts.outcomes for counts in self.counts.values()), Counter[Outcome]())
-
-    @property
-    def reasons(self) -> Counter[Reason]:
-        """Of all dead letters."""
-        return sum((counts.reasons for counts in self.counts.values()), Counter[Reason]())
-
-    @property
-    def newest_s(self) -> float:
-        """Newest event time among the ticks; -inf without one."""
-        return max((counts.newest_s for counts in self.counts.values()), default=float("-inf"))
+    def total(self) -> Counts:
+        """Of all partitions."""
+        return reduce(Counts.plus, self.counts.values(), Counts(Counter(), Counter()))
 
 
 Send = Callable[[Issued, Sequence[bytes]], None]
@@ -137,8 +128,9 @@ class Pipeline:
                     send(part, texts)
                 messages += texts
         issued = joined(parts)
-        for partition in list(counts)[:1]:
-            counts[partition] = counts[partition]._replace(scores=issued.scores)
+        if issued.scores.count.any():
+            first = next(iter(counts))
+            counts[first] = counts[first]._replace(scores=issued.scores)
         return Answers(issued, messages, dead, counts, next_offsets)
 
     def _advanced(self, live: bool | Collection[int]) -> Iterator[Issued]:

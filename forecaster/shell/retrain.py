@@ -234,10 +234,8 @@ class Retrainer:
         running.result = next((report for report in reports if report.get("outcome")), running.result)
         if process.exit_code is not None:
             self._running = None
-            if (
-                process.exit_code < 0
-            ):  # killed, maybe as it wrote; JAX leaves a program that is there in half as it is
-                self._forget_compiled()
+            if process.exit_code < 0:
+                self._forget_compiled()  # killed, maybe as it wrote, and JAX never mends half a program
             return [*events, running.ended_by_itself(now_s)]
         if running.killed_for is None and running.result is None:
             running.killed_for = self._reason_to_kill(running, now_s, cancel=cancel)

@@ -21,7 +21,7 @@ class Counts(NamedTuple):
     reasons: Counter[Reason]  # of those that are dead letters
     missing: int = 0  # covariates that they came without
     newest_s: float = float("-inf")  # newest event time
-    scores: Scores | None = None  # of the forecasts that they settled
+    scores: Scores | None = None  # of the forecasts that they settled, if any
 
     def plus(self, other: "Counts") -> "Counts":
         """Of both."""
@@ -58,11 +58,8 @@ class Tally:
         its partition is void: it is read again by now, here or elsewhere.
         """
         for partition, behind in offsets.items():
-            waiting, epoch, its = (
-                self._waiting.setdefault(partition, deque()),
-                epochs.get(partition),
-                counts[partition],
-            )
+            waiting = self._waiting.setdefault(partition, deque())
+            epoch, its = epochs.get(partition), counts[partition]
             if waiting and waiting[-1].epoch != epoch:
                 waiting.clear()
             if len(waiting) >= MOST:

@@ -1,6 +1,7 @@
 """A small file through the whole of it: warm-up, training, forecasts on disk, scores; and the order of its records."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from forecaster.shell import backtest as backtesting
 from forecaster.shell.backtest import Part, Verdict, ordered
 from forecaster.shell.evaluate import Event, Study, check_names, evaluate, forecasts_path, told
 from forecaster.shell.kafka import Record
+from forecaster.shell.tally import Counts
 
 pytestmark = pytest.mark.timeout(300)  # the first to run compiles a training and a fold
 
@@ -152,7 +154,7 @@ class NoPipeline:
 
     def handle(self, records: list[Record], **_: bool) -> SimpleNamespace:
         self.seen += len(records)
-        return SimpleNamespace(issued=(), newest_s=60.0 * self.seen, outcomes={}, reasons={})
+        return SimpleNamespace(issued=(), total=Counts(Counter(), Counter(), newest_s=60.0 * self.seen))
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,8 @@ def run(
         for text in answers.messages:
             delivery.send("predictions", text, None)
         delivery.finish(batch, answers.next_offsets)
-        outcomes += answers.outcomes
-        reasons += answers.reasons
+        outcomes += answers.total.outcomes
+        reasons += answers.total.reasons
     assert delivery.flush(1.0)
     return sink, source, outcomes, reasons
 
