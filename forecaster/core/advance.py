@@ -19,7 +19,18 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from forecaster.core import bounds, calibrate, covariates, experts, features, grain, model, score, table
+from forecaster.core import (
+    bounds,
+    calibrate,
+    covariates,
+    experts,
+    features,
+    grain,
+    model,
+    score,
+    table,
+    waiting,
+)
 from forecaster.core.apart import apart
 from forecaster.core.bounds import Bounds
 from forecaster.core.experts import Blend, Linear
@@ -32,7 +43,6 @@ from forecaster.core.table import Layout, Rows
 COLD, WARMING, OK, FALLBACK = range(4)  # status of a forecast
 STATUSES = ("cold", "warming", "ok", "fallback")
 MATURE = 32  # steps after which a series can lend
-HALF_LIMIT = 60_000.0  # what float16 holds
 TRACE = 3  # of what the ring keeps of each step beside its value: logarithms of scale and of seconds, day of the week
 
 
@@ -81,9 +91,9 @@ def layout(spec: ModelSpec) -> Layout:
         carry=spec.carry_size,
         horizon=spec.horizon,
         levels=len(spec.levels),
+        waiting=waiting.width(len(spec.levels)),
         running=sum(_WIDTHS) + covariates.STATE * len(spec.covariates),
         lines=experts.LINES,
-        curves=experts.CURVES,
         experts=experts.COUNT,
         regressors=experts.REGRESSORS,
     )
@@ -186,6 +196,7 @@ class Percept(NamedTuple):
     direct: Float[Array, "batch feature"]  # direct inputs
     actual: Float[Array, "horizon batch"]  # what came, in scales, for the forecasts of 1.. steps ago
     settled: Bool[Array, "horizon batch"]
+    waited: Float[Array, "horizon level batch"]  # their quantiles
     points: Float[Array, "expert horizon batch"]  # what the experts had said; NaN: nothing
     lines: Float[Array, "line batch"]  # what they say now
     seasonal: Float[Array, "horizon batch"]
@@ -215,14 +226,13 @@ def perceive(
     # what waited for this value
     settled = (count >= jnp.arange(1, horizon + 1)[:, None]) & steps.valid
     origin = table.origins(rows.origin, idx, count, horizon)
-    had, scaled, live = origin[..., :3].T
+    had, marked = origin[..., :2].T
+    scaled, live = jnp.abs(marked), settled & (marked > 0)
     actual = jnp.where(settled, (value - had) / jnp.where(settled, scaled, 1.0), 0.0)
-    waited = table.due(rows.waiting, idx, count, horizon)
-    outer = (waited[..., experts.CURVES + i].astype(jnp.float32).T for i in bounds.outer(spec.levels))
-    low, high = (quantile * scaled for quantile in outer)
+    curves, waited = waiting.unpack(table.due(rows.waiting, idx, count, horizon))
     stopped = bounds.limits(edges)
-    edges = bounds.observe(edges, value, had, (low, high), settled)
-    points = experts.assemble(origin[..., 3:].T, waited[..., : experts.CURVES].astype(jnp.float32).T)
+    edges = bounds.observe(edges, value, had, _reached(waited, scaled, spec.levels), settled)
+    points = experts.assemble(origin[..., 2:].T, curves)
     blend = Blend(*_last(read(rows.blend)))
     error = experts.follow(blend.error, points, actual, settled, count)
 
@@ -245,13 +255,13 @@ def perceive(
 
     # the linear expert
     linear = Linear(read(rows.covariance), read(rows.weights))
-    oldest = rows.regressors.at[idx, jnp.remainder(count, horizon)].get(mode="clip")
+    oldest = rows.regressors.at[idx, jnp.remainder(count, horizon)].get(mode="clip").astype(jnp.float32)
     path = (
         jnp.concatenate([past[:, -(horizon - 1) :], value[:, None]], axis=1)
         if horizon > 1
         else value[:, None]
     )
-    target = features.squash((path - origin[:, -1:, 0]) / jnp.maximum(origin[:, -1:, 1], 1e-30))
+    target = features.squash((path - had[-1][:, None]) / jnp.maximum(scaled[-1][:, None], 1e-30))
     usual = jnp.maximum(error[-1].mean(0), 1e-3)
     linear = experts.learn(linear, oldest, jnp.clip(target, -30.0, 30.0), usual, settled[-1])
     x_linear = experts.regressors(sight)
@@ -288,12 +298,13 @@ def perceive(
         direct=direct,
         actual=actual,
         settled=settled,
+        waited=waited,
         points=points,
         lines=lines_now / scale,
         seasonal=features.unsquash(sight.best[:, 1:].T),
         linear=features.unsquash(said.T),
         has_season=seasons[0].period > 0,
-        live=settled & (live > 0),
+        live=live,
         stopped=tuple((end - had) / jnp.where(settled, scaled, 1.0) for end in stopped),
         limits=tuple(end - value for end in bounds.reach(edges, scale, horizon)),
         grain=step,
@@ -306,8 +317,8 @@ def perceive(
         value=value,
         trace=jnp.concatenate([trace, signals], axis=1),
         running=_pack(_Memory(running, holt_level, holt_slope, edges, step, known)),
-        origin=jnp.stack([value, scale, steps.live.astype(jnp.float32), *percept.lines], axis=1),
-        waiting=jnp.concatenate([silent.T, waited[..., experts.CURVES :]], axis=2),
+        origin=jnp.stack([value, jnp.where(steps.live, scale, -scale), *percept.lines], axis=1),
+        waiting=waiting.pack(silent, waited),
         regressors=x_linear,
         covariance=linear.covariance,
         weights=linear.weights,
@@ -316,6 +327,18 @@ def perceive(
         offset=read(rows.offset),
     )
     return changes, percept
+
+
+def _reached(
+    waited: Float[Array, "horizon level batch"],
+    scale: Float[Array, "horizon batch"],
+    levels: tuple[float, ...],
+) -> tuple[Float[Array, "horizon batch"], ...]:
+    """The two quantiles that tell of a bound, in units of the value. Training keeps none, and finds no bound."""
+    if not waited.shape[1]:
+        return jnp.full_like(scale, jnp.inf), jnp.full_like(scale, -jnp.inf)
+    low, high = bounds.outer(levels)
+    return waited[:, low] * scale, waited[:, high] * scale
 
 
 def _look_back(
@@ -349,14 +372,10 @@ def _look_back(
 
 def curves_now(
     percept: Percept, network: Float[Array, "horizon batch"]
-) -> Float[Array, "curve horizon batch"]:
+) -> list[Float[Array, "horizon batch"]]:
     """The points that wait for their targets one by one; NaN from an expert that has nothing to say."""
     seasonal = jnp.where(percept.has_season, percept.seasonal, jnp.nan)
-    return _half(jnp.stack([network, seasonal, percept.linear]))
-
-
-def _half(x: Array) -> Array:
-    return jnp.clip(x, -HALF_LIMIT, HALF_LIMIT).astype(jnp.float16)
+    return [network, seasonal, percept.linear]
 
 
 def _errors(error: Float[Array, "expert horizon batch"]) -> Float[Array, "batch error"]:
@@ -391,14 +410,13 @@ def advance(
 def foretell(
     spec: ModelSpec, serving: Serving, changes: Rows, percept: Percept
 ) -> tuple[Rows, Forecasts, Scores]:
-    """Settle what waited, and forecast. `changes.waiting` holds the quantiles that waited, then those that do now."""
+    """Settle what waited, and forecast. The changes hold what `perceive` left as it was until here."""
     levels, median = spec.levels, spec.median
     settled, actual = percept.settled, percept.actual
     count = changes.count - 1
 
     # 1. settle
-    known = _last(changes.waiting[..., experts.CURVES :]).astype(jnp.float32)
-    waited = apart(jnp.where(settled[:, None], known, 0.0))
+    waited = apart(jnp.where(settled[:, None], percept.waited, 0.0))
     scores = score.score(waited, actual, percept.live, levels)
     anomaly = jnp.where(settled[0], score.anomaly(waited[0], actual[0], median), jnp.nan)
     fell = bounds.settle(score.below(waited, actual), waited, actual, percept.stopped)
@@ -418,24 +436,24 @@ def foretell(
     warm = count + 1 >= spec.warm_up
     speaks = serving.trained & warm & finite
     curves = curves_now(percept, jnp.where(speaks, network[:, median], jnp.nan))
-    points = experts.assemble(percept.lines[:, None], curves.astype(jnp.float32))
+    points = experts.assemble(percept.lines[:, None], curves)
     awake = jnp.isfinite(points)
     fresh = experts.first_words(blend, speaks)
     blend, offset = experts.unbiased(blend, fresh), jnp.where(fresh, 0.0, offset)
     share = experts.weights(blend, awake)
     mixed = experts.mix(jnp.where(awake, points, 0.0), network, blend, share, levels)
     ends = tuple(end / percept.scale for end in percept.limits)
-    corrected = jnp.clip(calibrate.correct(mixed, offset, median), -HALF_LIMIT, HALF_LIMIT)
+    corrected = jnp.clip(calibrate.correct(mixed, offset, median), -waiting.LIMIT, waiting.LIMIT)
     quantiles = apart(bounds.stop(grain.keep_to(corrected, percept.grain, percept.scale), ends))
     status = jnp.where(serving.trained, jnp.where(warm, jnp.where(finite, OK, FALLBACK), WARMING), COLD)
 
     changes = changes._replace(
-        waiting=_first(jnp.concatenate([jnp.swapaxes(curves, 0, 1), _half(quantiles)], axis=1)),
+        waiting=waiting.pack(curves, quantiles),
         blend=_first(jnp.stack(blend)),
         carry=carry,
         offset=_first(offset),
     )
-    # Published as they are: rounded as what waits, repeats of an answer could differ by a step of half precision.
+    # Published as they are: rounded as what waits, repeats of an answer could differ by a step of that.
     published = _first(bounds.stop(quantiles * percept.scale, percept.limits))
     return changes, Forecasts(published, percept.scale, status.astype(jnp.int32), anomaly), scores
 

@@ -19,7 +19,7 @@ TRUSTED = (
     0.95  # the level 0.05 that is as low as an extreme leaves more than 5 % beyond it where there is no bound
 )
 ROOM = 2.0  # scales for each step ahead by which a forecast may always leave what a series has been
-NEAR = 1e-3  # of the distance: what waits is half precision
+NEAR = 1e-4  # of the distance: what waits is rounded
 
 
 class Bounds(NamedTuple):
@@ -46,7 +46,7 @@ def observe(
     bounds: Bounds,
     value: Float[Array, " batch"],
     had: Float[Array, "horizon batch"],
-    reached: tuple[Float[Array, "horizon batch"], Float[Array, "horizon batch"]],
+    reached: tuple[Float[Array, "horizon batch"], ...],
     settled: Bool[Array, "horizon batch"],
 ) -> Bounds:
     """Take in one value.
@@ -91,11 +91,14 @@ def reach(
 def stop(quantiles: Array, ends: tuple[Float[Array, " batch"], ...]) -> Array:
     """Quantiles that end where the series does: what is beyond or as good as there is exactly there.
 
-    Both relative to the last value and in the same units; the batch is the last axis.
+    Both relative to the last value and in the same units; the batch is the last axis. On the way there is no jump, so
+    that what differs by rounding before still does after.
     """
     low, high = ends
-    quantiles = jnp.where(quantiles <= low * (1 - NEAR), low, quantiles)
-    return jnp.where(quantiles >= high * (1 - NEAR), high, quantiles)
+    left = jnp.maximum(2 * (quantiles - low * (1 - NEAR)), 0.0)  # half of the way to where it changes nothing
+    quantiles = jnp.where(quantiles < low * (1 - 2 * NEAR), low + left, quantiles)
+    left = jnp.minimum(2 * (quantiles - high * (1 - NEAR)), 0.0)
+    return jnp.where(quantiles > high * (1 - 2 * NEAR), high + left, quantiles)
 
 
 def settle(

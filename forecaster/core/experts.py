@@ -10,6 +10,7 @@ Machine Learning 106, arXiv:1404.1356) on the linearised pinball loss, with forg
 O(sqrt(V log K)), V the sum of its squared excess losses.
 """
 
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -87,7 +88,7 @@ def spread_lines(lines: Float[Array, "line at batch"], horizon: int) -> list[Arr
 
 
 def assemble(
-    lines: Float[Array, "line at batch"], curves: Float[Array, "curve horizon batch"]
+    lines: Float[Array, "line at batch"], curves: Sequence[Float[Array, "horizon batch"]]
 ) -> Float[Array, "expert horizon batch"]:
     """All experts' points, in the order of NAMES."""
     network, seasonal, linear = curves

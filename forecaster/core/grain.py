@@ -26,7 +26,7 @@ FAR = 8.0  # grains; how well a larger change fits says nothing, as an error of 
 UNFIT = 0.25  # mean distance from a multiple when there is no grain
 DOUBTED = 0.15  # mean distance from which another grain is tried
 LOOSE, FIRM = 0.1, 0.03  # mean distances: from here on the grain draws nothing, up to there all it can
-LEFT = 0.05  # share of the distance that is left: more than half precision takes away
+LEFT = 0.05  # share of the distance that is left: more than rounding takes away
 STEEP = 0.05  # grains to both sides of the middle between two multiples, where the draw changes sides
 FINE, COARSE = 0.05, 0.1  # scales: no draw to a grain up to here, as it is worth nothing; all from there on
 

@@ -25,7 +25,7 @@ from jax import Array
 from numpy.typing import NDArray
 from pydantic import Field
 
-from forecaster.core import features, table
+from forecaster.core import features, table, waiting
 from forecaster.core.advance import Loan, Steps, layout, perceive, plant, unlent
 from forecaster.core.covariates import in_bounds
 from forecaster.core.model import ModelSpec
@@ -368,7 +368,7 @@ def _run_lanes(
 
 def _planted(flat: _Flat, lanes: Ints, model: ModelSpec) -> Rows:
     """Rows of newborn series, each lent the scale of its own first changes; without what only serving needs."""
-    sizes = layout(model)._replace(carry=0, levels=0)
+    sizes = layout(model)._replace(carry=0, levels=0, waiting=waiting.width(0))
     first = [
         _mean_change(flat, b, min(b + FIRST_CHANGES, e))
         for b, e in zip(flat.begin[lanes], flat.end[lanes], strict=True)

@@ -54,9 +54,9 @@ class Layout(NamedTuple):
     carry: int
     horizon: int
     levels: int
+    waiting: int  # words of 16 bits that wait for each step ahead
     running: int  # floats of running statistics
     lines: int  # experts whose forecast is a few numbers an origin
-    curves: int  # experts whose forecast is a number for each step ahead
     experts: int
     regressors: int
 
@@ -76,9 +76,12 @@ class Rows(NamedTuple):
     trace: Array  # ring, float16 (row, context, trace): logarithms of scale and seconds since the step before, days of
     #               week, and what the covariates told
     running: Array  # float32 (row, running)
-    origin: Array  # ring, float32 (row, horizon, 3 + lines): last value, scale, whether published; experts' few numbers
-    waiting: Array  # triangle, float16 (row, triangle, curves + level): experts' points, and the quantiles
-    regressors: Array  # ring, float32 (row, horizon, regressors): inputs of the linear expert
+    origin: Array  # ring, float32 (row, horizon, 2 + lines): last value; scale, below 0 where the forecast was not
+    #                published; experts' few numbers
+    waiting: (
+        Array  # triangle, uint16 (row, triangle, word): experts' points, and the quantiles (`waiting.pack`)
+    )
+    regressors: Array  # ring, float16 (row, horizon, regressors): inputs of the linear expert
     covariance: Array  # float32 (row, regressors, regressors): the linear expert's inverse covariance
     weights: Array  # float32 (row, regressors, horizon): and its weights
     blend: Array  # float32 (row, 3, expert, horizon): errors in scales, regrets of the mix, and their squares
@@ -113,9 +116,9 @@ def empty(layout: Layout, rows: int) -> Rows:
         value=jnp.zeros((rows, layout.memory), f32),
         trace=jnp.zeros((rows, layout.context, layout.trace), f16),
         running=jnp.zeros((rows, layout.running), f32),
-        origin=jnp.zeros((rows, h, 3 + layout.lines), f32),
-        waiting=jnp.zeros((rows, h * (h + 1) // 2, layout.curves + layout.levels), f16),
-        regressors=jnp.zeros((rows, h, d), f32),
+        origin=jnp.zeros((rows, h, 2 + layout.lines), f32),
+        waiting=jnp.zeros((rows, h * (h + 1) // 2, layout.waiting), jnp.uint16),
+        regressors=jnp.zeros((rows, h, d), f16),
         covariance=jnp.zeros((rows, d, d), f32),
         weights=jnp.zeros((rows, d, h), f32),
         blend=jnp.zeros((rows, 3, layout.experts, h), f32),

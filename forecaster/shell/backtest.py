@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from forecaster.config import Config
-from forecaster.core import experts, table
+from forecaster.core import experts, table, waiting
 from forecaster.core.batch import Issued
 from forecaster.core.fold import Fold
 from forecaster.core.model import Model
@@ -154,7 +154,7 @@ def _shares_of(fold: Fold) -> np.ndarray:
 @partial(jax.jit, static_argnames="horizon")
 def _shares(rows: table.Rows, idx: Array, horizon: int) -> Array:
     newest = table.whole(rows.count, idx) - 1
-    curves = table.due(rows.waiting, idx, newest, horizon)[..., : experts.CURVES].astype(jnp.float32).T
+    curves, _ = waiting.unpack(table.due(rows.waiting, idx, newest, horizon))
     lines = jnp.zeros((experts.LINES, 1, idx.shape[0]))
     awake = jnp.isfinite(experts.assemble(lines, curves))
     blend = experts.Blend(*jnp.moveaxis(table.whole(rows.blend, idx), 0, -1))

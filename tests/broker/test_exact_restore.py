@@ -2,7 +2,7 @@
 
 Both answer one log, each in a group and with a state topic of its own. Ticks come in stretches; between two of them
 another model begins to serve, so that both swap at the same offsets. All batches run in one program: programs of
-other sizes differ in last bits, from which what waits is rounded to half precision (decision 31).
+other sizes differ in last bits, from which what waits is rounded to 24 bits (decisions 31 and 47).
 """
 
 import json

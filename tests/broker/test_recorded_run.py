@@ -100,5 +100,5 @@ def test_a_backtest_with_the_swaps_of_a_recorded_run_gives_its_forecasts(world: 
         assert ours.keys() == {answer.source.offset for answer in theirs}
         for answer in theirs:
             quantiles = np.array(answer.quantiles)
-            unit = np.ptp(quantiles)  # their batches are cut otherwise, and what waits is half precision
+            unit = np.ptp(quantiles)  # their batches are cut otherwise, and what waits is rounded
             np.testing.assert_allclose(ours[answer.source.offset], quantiles, rtol=0, atol=1e-3 * unit)

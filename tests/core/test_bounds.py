@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecaster.core import bounds, score
+from forecaster.core import bounds, score, waiting
 from forecaster.core.bounds import Bounds
 from forecaster.core.calls import Shape
 from forecaster.core.model import ModelSpec
@@ -105,9 +105,22 @@ def test_what_is_stopped_is_in_order_and_inside(said: list[float], low: float, h
     assert found.max() <= np.float32(high)
 
 
-def test_what_half_precision_leaves_short_of_a_bound_is_on_it() -> None:
-    ends = jnp.asarray([-5.001]), jnp.asarray([jnp.inf])
-    assert bounds.stop(jnp.asarray([[np.float16(-5.001)]], jnp.float32), ends)[0, 0] == jnp.float32(-5.001)
+@pytest.mark.parametrize("bound", [-5.001, -1e-3, -3e4])
+def test_what_rounding_leaves_short_of_a_bound_is_on_it(bound: float) -> None:
+    quantile, ends = jnp.full((1, 1, 1), bound), (jnp.asarray([bound]), jnp.asarray([jnp.inf]))
+    none = jnp.zeros((1, 1))
+    _, waited = waiting.unpack(waiting.pack([none, none, none], quantile))
+    assert bounds.stop(waited, ends) == jnp.float32(bound)
+
+
+@settings(deadline=None)
+@given(st.floats(-10, 10), st.floats(0, 1e-3), st.floats(-5, 0), st.floats(0, 5))
+def test_what_hardly_differs_hardly_differs_once_stopped(
+    said: float, more: float, low: float, high: float
+) -> None:
+    ends = jnp.full(1, low), jnp.full(1, high)
+    one, other = bounds.stop(jnp.asarray([[said], [said + more]]), ends)[:, 0]
+    assert abs(other - one) <= 2 * more + 1e-5
 
 
 def test_a_wild_network_does_not_leave_by_far_what_a_series_has_been() -> None:

@@ -16,9 +16,9 @@ LAYOUT = Layout(
     carry=2,
     horizon=HORIZON,
     levels=3,
+    waiting=5,
     running=4,
     lines=2,
-    curves=2,
     experts=2,
     regressors=2,
 )
