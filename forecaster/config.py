@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
+from forecaster.core.descent import TrainSpec
 from forecaster.core.grid import GridSpec
 from forecaster.core.model import ModelSpec, NetworkSpec
 from forecaster.core.pages import PAGE_BYTES
@@ -25,7 +26,6 @@ from forecaster.core.promote import PromoteSpec
 from forecaster.core.spec import Spec
 from forecaster.core.table import SeriesSpec
 from forecaster.core.tick import TickSpec
-from forecaster.core.train import TrainSpec
 from forecaster.errors import ConfigError
 from forecaster.shell.dead_letters import MOST_BYTES
 from forecaster.shell.http import HttpSpec

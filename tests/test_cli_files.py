@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from forecaster import cli
 from forecaster.cli import requests
 from forecaster.config import Config
-from forecaster.core.train import TrainSpec
+from forecaster.core.descent import TrainSpec
 from forecaster.errors import ConfigError, DataError
 from forecaster.shell import control, evaluate, trainer
 from forecaster.shell.control import Command, Request

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from forecaster.core.descent import TrainSpec
 from forecaster.core.features import SEASONS
 from forecaster.core.history import Examples, Role, Slice, Span, find_periods, prepare
 from forecaster.core.model import Model, ModelSpec
@@ -21,7 +22,6 @@ from forecaster.core.spec import Spec
 from forecaster.core.train import (
     Failure,
     Fit,
-    TrainSpec,
     Watch,
     carry_on,
     fit,

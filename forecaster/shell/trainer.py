@@ -24,13 +24,14 @@ import numpy as np
 from pydantic import SecretStr
 
 from forecaster.config import Config
+from forecaster.core.descent import TrainSpec
 from forecaster.core.grid import GridSpec
 from forecaster.core.history import Span
 from forecaster.core.model import Model, ModelSpec
 from forecaster.core.promote import PromoteSpec, Retrained, retrain
 from forecaster.core.spec import Spec
 from forecaster.core.tick import TickSpec
-from forecaster.core.train import Failure, Progress, TrainSpec
+from forecaster.core.train import Failure, Progress
 from forecaster.errors import DataError, ForecasterError
 from forecaster.shell.crash import Point, passing
 from forecaster.shell.kafka import KafkaSpec, Record

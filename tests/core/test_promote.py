@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from forecaster.core import model
+from forecaster.core.descent import TrainSpec
 from forecaster.core.history import Slice, Span
 from forecaster.core.model import Card, Model, ModelSpec, untrained
 from forecaster.core.promote import Losses, PromoteSpec, Reason, Retrained, decide, in_place, retrain
-from forecaster.core.train import Failure, TrainSpec
+from forecaster.core.train import Failure
 
 SPEC = PromoteSpec(margin_ratio=0.01)
 SHAPE = ModelSpec(hidden=8, horizon=3, warm_up=8, context_length=32, dropout=0.0, covariates=("driver",))

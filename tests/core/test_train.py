@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forecaster.core import features, model, train
+from forecaster.core import descent, features, model, train
+from forecaster.core.descent import TrainSpec
 from forecaster.core.history import Examples, Role
 from forecaster.core.model import Card, Model, ModelSpec
 from forecaster.core.train import (
     Failure,
     Fit,
     Progress,
-    TrainSpec,
     change_quantiles,
     fit,
     holdout_loss,
@@ -299,17 +299,17 @@ def test_without_origins_to_train_or_to_judge_on_there_is_no_data(role: Role) ->
 
 def test_the_standardisation_is_never_moved_and_biases_never_decay(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = {"blend.bias": (3,), "blend.kernel": (2, 2), "norm.mean": (2,)}
-    monkeypatch.setattr(train, "_layout", lambda _: layout)
-    moved, decayed = train._masks(SHAPE)
+    monkeypatch.setattr(descent, "layout", lambda _: layout)
+    moved, decayed = descent._masks(SHAPE)
     assert moved.tolist() == [1] * 7 + [0] * 2
     assert decayed.tolist() == [0] * 3 + [1] * 4 + [0] * 2
 
 
 def test_histories_of_about_the_same_size_share_a_program() -> None:
     fitted(made_up(steps=200))
-    programs = train._train._cache_size()
+    programs = descent.walk._cache_size()
     fitted(made_up(steps=210, seed=3))
-    assert train._train._cache_size() == programs
+    assert descent.walk._cache_size() == programs
 
 
 # --- what is taught once a network has been judged ---
