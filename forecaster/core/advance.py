@@ -333,7 +333,7 @@ def _reached(
     waited: Float[Array, "horizon level batch"],
     scale: Float[Array, "horizon batch"],
     levels: tuple[float, ...],
-) -> tuple[Float[Array, "horizon batch"], ...]:
+) -> tuple[Float[Array, "horizon batch"], Float[Array, "horizon batch"]]:
     """The two quantiles that tell of a bound, in units of the value. Training keeps none, and finds no bound."""
     if not waited.shape[1]:
         return jnp.full_like(scale, jnp.inf), jnp.full_like(scale, -jnp.inf)

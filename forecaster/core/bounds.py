@@ -46,7 +46,7 @@ def observe(
     bounds: Bounds,
     value: Float[Array, " batch"],
     had: Float[Array, "horizon batch"],
-    reached: tuple[Float[Array, "horizon batch"], ...],
+    reached: tuple[Float[Array, "horizon batch"], Float[Array, "horizon batch"]],
     settled: Bool[Array, "horizon batch"],
 ) -> Bounds:
     """Take in one value.
@@ -95,7 +95,8 @@ def stop(quantiles: Array, ends: tuple[Float[Array, " batch"], ...]) -> Array:
     that what differs by rounding before still does after.
     """
     low, high = ends
-    left = jnp.maximum(2 * (quantiles - low * (1 - NEAR)), 0.0)  # half of the way to where it changes nothing
+    # Nothing is left up to NEAR a bound; from there on twice what goes further, until a quantile is where it was.
+    left = jnp.maximum(2 * (quantiles - low * (1 - NEAR)), 0.0)
     quantiles = jnp.where(quantiles < low * (1 - 2 * NEAR), low + left, quantiles)
     left = jnp.minimum(2 * (quantiles - high * (1 - NEAR)), 0.0)
     return jnp.where(quantiles > high * (1 - 2 * NEAR), high + left, quantiles)

@@ -13,9 +13,7 @@ POINTS = {
     "exactly_once": [*WORK, Point.OFFSETS_SENT, Point.END_ASKED, Point.COMMITTED],
 }
 
-LOOK_EVERY = (
-    10  # kills; a look reads all that there is from its beginning, so nothing is overlooked in between
-)
+LOOK_EVERY = 10  # kills; a look reads everything from its beginning, so it overlooks nothing before it
 
 
 @pytest.mark.fault("T1")
