@@ -103,6 +103,9 @@ def test_it_answers_every_tick_takes_its_signals_and_leaves_in_order(world: Worl
     worker.await_that(lambda: worker.events("status"))
     (status,) = worker.events("status")
     assert (status["ready"], status["series"], status["partitions"]["serving"]) == (True, 4, [0, 1])
+    pid = worker.events("starting")[0]["pid"]
+    threads = [comm.read_text().strip() for comm in Path("/proc").glob(f"{pid}/task/*/comm")]
+    assert threads.count("tf_XLAEigen") == 1
 
     kept = worker.config.read_text()
     worker.config.write_text("[kafka\nthis is not TOML")

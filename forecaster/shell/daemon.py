@@ -370,6 +370,7 @@ class Daemon(Worker):
 
 def run(config: Config, signals: Signals, path: Path | None = None, *, trains: bool = True) -> int:
     """Answer ticks until told to stop; the exit code."""
+    os.environ.setdefault("PJRT_NPROC", "1")  # before XLA makes its threads (decision 48)
     log.configure(config.log)
     _log.info("starting", pid=os.getpid(), configuration=shown(config))
     metrics = Metrics(config.metrics, horizon=config.model.horizon, levels=config.model.levels)
