@@ -21,7 +21,7 @@ from forecaster.core.calls import Call, Shape, plan
 from forecaster.core.grid import GridSpec, Step, close_bars, due_s, place_in_bar, place_tick
 from forecaster.core.model import Model, ModelSpec, untrained
 from forecaster.core.pages import Replay
-from forecaster.core.programs import COPIED, LENDERS, PLANT, REWARM, SHAPES, Programs, serving_of
+from forecaster.core.programs import COPIED, LENDERS, PLANT, REWARM, Programs, serving_of, shapes_for
 from forecaster.core.score import Scores
 from forecaster.core.table import Index, Rows, Series, SeriesSpec
 from forecaster.core.tick import Outcome, Tick
@@ -47,14 +47,14 @@ class Fold:
         grid: GridSpec,
         same_time: str = "drop_equal",
         *,
-        shapes: Sequence[Shape] = SHAPES,
+        shapes: Sequence[Shape] | None = None,
         spare: int = 0,
     ) -> None:
-        """Batches run in programs of these `shapes`, one of which has rounds. The table has `spare` rows more than
-        there are series, for whoever runs steps beside what is served.
+        """Batches run in programs of these `shapes`, one of which has rounds; without, in those that suit so many
+        series. The table has `spare` rows more than there are series, for whoever runs steps beside what is served.
         """
         self.spec, self.grid, self.same_time = spec, grid, same_time
-        self._shapes = tuple(shapes)
+        self._shapes = tuple(shapes or shapes_for(series.max_series))
         self.index = Index(series)
         self.spare = range(series.max_series, series.max_series + spare)
         """The rows of no series."""

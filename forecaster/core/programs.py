@@ -22,6 +22,7 @@ from forecaster.core.model import Model, ModelSpec, untrained
 QUICK: Any = {"xla_backend_optimization_level": 1, "xla_cpu_experimental_ynn_fusion_type": ""}
 SHAPES = Shape(128, 1, 300, 750), Shape(8, 32, 460, 60), Shape(1, 128, 320, 20)
 """Of the programs that take steps in: wide for many series, deep for few (small batches, too), deeper for one."""
+FEW = 16  # series for which the wide one is never the cheapest
 PLANT = 64  # newborn series a batch
 REWARM = 64  # series that are warmed up at once
 COPIED = 32  # rows that are copied out or put back at once
@@ -39,6 +40,11 @@ BESIDE: tuple[Key, ...] = (
     ("put", COPIED),
 )
 """Those beside the steps, the longest to compile first."""
+
+
+def shapes_for(most_series: int) -> tuple[Shape, ...]:
+    """Of `SHAPES`, those that steps of at most so many series run in: what is not compiled does not delay a start."""
+    return SHAPES[1:] if most_series <= FEW else SHAPES
 
 
 def needed(shapes: Sequence[Shape]) -> list[Key]:

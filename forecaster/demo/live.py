@@ -36,6 +36,7 @@ POLLS, POLL_S = 8, 0.01  # in a frame: enough for the backlog at the start, litt
 SCRAPE_S = 1.0
 LINE_S = 5.0
 HISTORY_TIMEOUT_S = 120.0
+ROOM = 16  # series: a table that is no larger starts sooner
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 CONFIG = """\
@@ -47,6 +48,9 @@ session_timeout_s = {session_timeout_s}
 
 [tick]
 future_s = 1e12 # event time is in a hurry, and overtakes the clock
+
+[series]
+max_series = {most_series}
 
 [training]
 every_ticks = 15_000
@@ -142,6 +146,7 @@ class Demo:
             CONFIG.format(
                 bootstrap_servers=self._broker.bootstrap_servers,
                 session_timeout_s=SESSION_TIMEOUT_S,
+                most_series=max(len(self.state.order), ROOM),
                 listed=json.dumps(self.state.order[:1], ensure_ascii=False),
                 port=self._url.rpartition(":")[2],
             )

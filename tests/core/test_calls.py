@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from forecaster.core.calls import Call, plan
-from forecaster.core.programs import SHAPES
+from forecaster.core.programs import FEW, SHAPES, shapes_for
 
 WIDE, _, ALONE = SHAPES
 
@@ -26,6 +28,18 @@ def test_every_step_runs_once_and_after_those_before_it(seed: int) -> None:
         np.testing.assert_array_equal(call.first, done[call.chains])
         done[call.chains] += call.steps
     np.testing.assert_array_equal(done, lengths)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=FEW))
+def test_what_few_series_do_without_is_what_they_would_never_call(steps: list[int]) -> None:
+    lengths = np.array(steps, np.int64)
+    assert WIDE not in shapes_for(len(steps))
+    assert WIDE not in [call.shape for call in plan(lengths, SHAPES)]
+
+
+def test_one_more_series_has_all_shapes() -> None:
+    assert shapes_for(FEW + 1) == SHAPES
+    assert WIDE in [call.shape for call in plan(np.ones(FEW + 1, np.int64), SHAPES)]
 
 
 def test_nothing_to_do_is_no_call() -> None:
