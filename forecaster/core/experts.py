@@ -195,17 +195,23 @@ LINEAR_FORGET = 0.999
 LINEAR_PRIOR = 0.1  # of each weight's variance
 UNITS = 4.0  # regressors are divided by it: they are about 1 in size
 
+_UPPER = np.triu_indices(REGRESSORS)
+# where the upper triangle has each element of a symmetric matrix
+_PLACE = np.zeros((REGRESSORS, REGRESSORS), np.int32)
+_PLACE[_UPPER] = _PLACE.T[_UPPER] = np.arange(len(_UPPER[0]))
+
 
 class Linear(NamedTuple):
     """A direct autoregression for all steps ahead, learned by recursive least squares with one gain for all of them."""
 
-    covariance: Float[Array, "batch regressor regressor"]
+    covariance: Float[Array, "batch pair"]  # inverse; symmetric, so the upper triangle is all of it
     weights: Float[Array, "batch regressor horizon"]
 
 
 def newborn_linear(batch: int, horizon: int) -> Linear:
     """That of a series that has seen nothing: it forecasts the last value."""
-    covariance = jnp.broadcast_to(LINEAR_PRIOR * jnp.eye(REGRESSORS), (batch, REGRESSORS, REGRESSORS))
+    prior = LINEAR_PRIOR * jnp.eye(REGRESSORS)[_UPPER]
+    covariance = jnp.broadcast_to(prior, (batch, prior.size))
     return Linear(covariance, jnp.zeros((batch, REGRESSORS, horizon)))
 
 
@@ -249,17 +255,14 @@ def learn(
     e = target - (x[:, :, None] * linear.weights).sum(1)
     size = jnp.abs(e).mean(1)
     trust = jnp.minimum(1.0, usual / (size + 1e-6))
-    px = jnp.einsum("bij,bj->bi", linear.covariance, x)
+    px = jnp.einsum("bij,bj->bi", linear.covariance[:, _PLACE], x)
     shrink = trust / (LINEAR_FORGET + trust * (x * px).sum(1))
     gain = px * shrink[:, None]
-    # Multiplied in this order the covariance stays exactly symmetric.
-    covariance = (
-        linear.covariance - shrink[:, None, None] * (px[:, :, None] * px[:, None, :])
-    ) / LINEAR_FORGET
-    trace = covariance.reshape(len(x), -1)[:, :: REGRESSORS + 1].sum(1)
+    row, column = _UPPER
+    covariance = (linear.covariance - shrink[:, None] * (px[:, row] * px[:, column])) / LINEAR_FORGET
+    trace = covariance[:, _PLACE.diagonal()].sum(1)
     bounded = trace <= 10 * REGRESSORS * LINEAR_PRIOR
-    keep = known[:, None, None]
     return Linear(
-        jnp.where(keep & bounded[:, None, None], covariance, linear.covariance),
-        linear.weights + keep * gain[:, :, None] * e[:, None, :],
+        jnp.where((known & bounded)[:, None], covariance, linear.covariance),
+        linear.weights + known[:, None, None] * gain[:, :, None] * e[:, None, :],
     )

@@ -84,7 +84,7 @@ class Rows(NamedTuple):
         Array  # triangle, uint16 (row, triangle, word): experts' points, and the quantiles (`waiting.pack`)
     )
     regressors: Array  # ring, float16 (row, horizon, regressors): inputs of the linear expert
-    covariance: Array  # float32 (row, regressors, regressors): the linear expert's inverse covariance
+    covariance: Array  # float32 (row, pairs of regressors): the linear expert's inverse covariance
     weights: Array  # float32 (row, regressors, horizon): and its weights
     blend: Array  # float32 (row, 3, expert, horizon): errors in scales, regrets of the mix, and their squares
     carry: Array  # float32 (row, carry)
@@ -121,7 +121,7 @@ def empty(layout: Layout, rows: int) -> Rows:
         origin=jnp.zeros((rows, h, 2 + layout.lines), f32),
         waiting=jnp.zeros((rows, h * (h + 1) // 2, layout.waiting), jnp.uint16),
         regressors=jnp.zeros((rows, h, d), f16),
-        covariance=jnp.zeros((rows, d, d), f32),
+        covariance=jnp.zeros((rows, d * (d + 1) // 2), f32),
         weights=jnp.zeros((rows, d, h), f32),
         blend=jnp.zeros((rows, 3, layout.experts, h), f32),
         carry=jnp.zeros((rows, layout.carry), f32),

@@ -10,6 +10,7 @@ import pytest
 from forecaster.core import advance, table
 from forecaster.core.advance import MATURE, Loan, Steps
 from forecaster.core.fold import Fold
+from forecaster.core.model import ModelSpec
 from tests.folds import LANES, ROUNDS, ROWS, SPEC, make_fold, make_model, merged, play, walk
 
 LEND = jax.jit(partial(advance.lend, SPEC))
@@ -33,6 +34,11 @@ def steps(values: list[float], valid: list[bool]) -> Steps:
 
 def lanes(*rows: int) -> np.ndarray:
     return np.asarray([*rows, *[ROWS] * (LANES - len(rows))], np.int32)
+
+
+def test_a_row_of_the_defaults_takes_at_most_10_kb() -> None:
+    rows = table.empty(advance.layout(ModelSpec()), 8)
+    assert sum(column.nbytes for column in rows) / 8 <= 10 * 1024
 
 
 def test_padding_changes_neither_forecasts_nor_scores_nor_the_table() -> None:
