@@ -93,8 +93,9 @@ class Schedule(NamedTuple):
     steps: Array
 
 
-def began(start: Array, spec: TrainSpec) -> State:
-    """Before the first step, from these parameters."""
+@partial(jax.jit, static_argnames="spec")
+def began(start: Array, *, spec: TrainSpec) -> State:
+    """Before the first step, from these parameters. Compiled as a whole: bit by bit it takes a second longer."""
     return State(start, start, _optimiser(spec).init(start), jax.random.key(spec.seed))
 
 
@@ -109,7 +110,8 @@ def to_vector(params: Params) -> Array:
     return jnp.asarray(np.concatenate([np.ravel(params[name]) for name in sorted(params)]), jnp.float32)
 
 
-def from_vector(vector: Array, shape: ModelSpec) -> Params:
+@partial(jax.jit, static_argnames="shape")
+def from_vector(vector: Array, *, shape: ModelSpec) -> Params:
     """And back."""
     sizes = [prod(size) for size in layout(shape).values()]
     starts = np.cumsum([0, *sizes[:-1]])
@@ -191,7 +193,7 @@ def walk(
     moved, decayed = (jnp.asarray(mask) for mask in _masks(shape))
 
     def loss_of(vector: Array, windows: Array, key: Array) -> Array:
-        total, count = _pinball(from_vector(vector, shape), pool, windows, Role.TRAIN, spec, shape, key)
+        total, count = _pinball(from_vector(vector, shape=shape), pool, windows, Role.TRAIN, spec, shape, key)
         return total.sum() / jnp.maximum(count.sum(), 1.0)
 
     def step(carry: State, now: Array) -> tuple[State, Array]:
@@ -216,7 +218,7 @@ def evaluate(
     vector: Array, pool: Pool, windows: Array, role: Array, *, spec: TrainSpec, shape: ModelSpec
 ) -> tuple[Array, Array]:
     """Summed loss and number of targets of each window; `windows` (batch, window), one batch at a time."""
-    params = from_vector(vector, shape)
+    params = from_vector(vector, shape=shape)
     return jax.lax.map(lambda batch: _pinball(params, pool, batch, role, spec, shape, None), windows)
 
 

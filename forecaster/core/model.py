@@ -305,7 +305,7 @@ def standardised(
     An input that hardly varies here is not heard, ever.
     The head starts from the quantiles that the targets have, around the last value, wherever the inputs say nothing.
     """
-    changes = np.asarray(features.squash(jnp.asarray(target)))
+    changes = np.asarray(jax.jit(features.squash)(target))
     start = np.quantile(changes, spec.levels, axis=0).T
     start = np.sort(start - start[:, spec.median, None], axis=1)
     known: dict[str, np.ndarray] = {

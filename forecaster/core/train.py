@@ -10,6 +10,7 @@ from enum import StrEnum
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -98,7 +99,9 @@ def fit(
         return course
     ancestor = parent.version if parent is not None and warm else ""
     card = Card(parent=ancestor, seed=spec.seed, steps_taken=course.step)
-    best = Model(shape, descent.from_vector(course.params, shape), jnp.asarray(periods, jnp.int32), card)
+    best = Model(
+        shape, descent.from_vector(course.params, shape=shape), jnp.asarray(periods, jnp.int32), card
+    )
     return Fit(best, course.step, course.losses, course.skipped)
 
 
@@ -122,7 +125,7 @@ def refresh(fitted: Model, examples: Examples, spec: TrainSpec, progress: Watch 
         spec=spec,
         shape=shape,
     )
-    state, before = descent.began(start, spec), look(start)
+    state, before = descent.began(start, spec=spec), look(start)
     for taken in range(0, steps, spec.evaluate_every):
         state, loss = walk(state, jnp.int32(taken))
         at = taken + spec.evaluate_every
@@ -130,7 +133,7 @@ def refresh(fitted: Model, examples: Examples, spec: TrainSpec, progress: Watch 
             break
     if not look(state.average) < before:  # NaN, too
         return fitted
-    return fitted._replace(params=descent.from_vector(state.average, shape), judged=fitted.params)
+    return fitted._replace(params=descent.from_vector(state.average, shape=shape), judged=fitted.params)
 
 
 def _taught(role: np.ndarray) -> np.ndarray:
@@ -157,7 +160,7 @@ def _descend(
     progress: Watch,
 ) -> _Course | Failure:
     """Walk on until the steps are taken, the patience is at its end, or whoever watches says so."""
-    state = descent.began(start, spec)
+    state = descent.began(start, spec=spec)
     best, best_step, gained_step, taken = start, 0, 0, 0
     losses, going_on = [look(start)], True
     while taken < steps and np.isfinite(losses[-1]):
@@ -296,11 +299,15 @@ def last_value_loss(examples: Examples, spec: TrainSpec, shape: ModelSpec) -> fl
     quantiles = jnp.asarray(change_quantiles(examples, shape), jnp.float32)
     at, wanted = _spans(holdout_windows(examples, spec), examples, spec)
     known = examples.known[at] & wanted[..., None]
-    loss = pinball_loss(
-        quantiles[..., None], descent.batch_last(jnp.asarray(examples.target[at])), jnp.asarray(shape.levels)
-    )
+    loss = _missed(quantiles, jnp.asarray(examples.target[at]), jnp.asarray(shape.levels))
     weighted = np.asarray(loss).T.reshape(known.shape) * known * examples.weight[at][..., None]
     return _mean_of_series(weighted.sum((1, 2)), known.sum((1, 2)), at[:, 0], examples)
+
+
+@jax.jit
+def _missed(quantiles: Array, target: Array, levels: Array) -> Array:
+    """Pinball losses, the batch last, of the same quantiles (horizon, level) everywhere."""
+    return pinball_loss(quantiles[..., None], descent.batch_last(target), levels)
 
 
 def _spans(windows: np.ndarray, examples: Examples, spec: HistorySpec) -> tuple[np.ndarray, np.ndarray]:

@@ -40,11 +40,13 @@ FOR_THE_DAEMON = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 TRAINER = (sys.executable, "-m", "forecaster.shell.trainer")
 
 ENVIRONMENT = {
-    # One core, whatever the machine has: serving needs the others. Level 1 compiles in half the time, runs as fast.
+    # One core, whatever the machine has: serving needs the others. Level 1 compiles in half the time, runs as fast; so
+    # do XLA's older loops, for what is dominated by products as training is (the fold runs slower with them).
     "PJRT_NPROC": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=1"
+    " --xla_cpu_use_fusion_emitters=false",
     "JAX_PLATFORMS": "cpu",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
