@@ -26,7 +26,7 @@ from forecaster.core.advance import STATUSES
 from forecaster.core.batch import Issued
 from forecaster.core.fold import Fold
 from forecaster.core.pages import Skip
-from forecaster.shell import log
+from forecaster.shell import limits, log
 from forecaster.shell.assignment import Assignment
 from forecaster.shell.care import Care
 from forecaster.shell.crash import Point, passing
@@ -113,6 +113,7 @@ class Daemon(Worker):
             return
         self.lifecycle.begin()
         self.compile()
+        limits.give_back()
         gc.collect()
         gc.freeze()  # what the start leaves stays: a collection that looks through it makes ticks wait
         self.metrics.state.state(State.JOINING)

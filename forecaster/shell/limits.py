@@ -1,5 +1,7 @@
-"""What this process may use: the machine's memory and cores, or less where its cgroup says so."""
+"""What this process may use: memory and cores of the machine, or of its cgroup; and giving memory back."""
 
+import ctypes
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -19,6 +21,12 @@ def cpu_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
     cores = float(len(psutil.Process().cpu_affinity() or ()) or psutil.cpu_count() or 1)
     quota, _, period = _read(cgroup / "cpu.max").partition(" ")
     return min(cores, int(quota) / int(period)) if quota.isdigit() else cores
+
+
+def give_back() -> None:
+    """Let the system have memory that was freed; glibc keeps it, after compiling more than all that serving takes."""
+    with suppress(AttributeError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _read(path: Path) -> str:
