@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from forecaster.core.programs import FEW
+from forecaster.demo import live
+from forecaster.demo.simulate import PRICES, SENSORS
+
 
 @pytest.fixture
 def demo(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
@@ -47,6 +51,11 @@ def test_what_cannot_be_played_ends_it_with_the_reason(
 
 
 @pytest.mark.process
+def test_its_table_is_as_large_as_one_that_starts_sooner() -> None:
+    assert live.ROOM == FEW  # said twice, as the demo is not to load what the daemon needs
+    assert len((*SENSORS, *PRICES)) <= live.ROOM
+
+
 def test_ctrl_c_while_it_is_being_loaded_shows_no_traceback() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "forecaster.demo"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:

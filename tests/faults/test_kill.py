@@ -4,7 +4,6 @@ import signal
 
 import pytest
 
-from forecaster.core.programs import FEW
 from forecaster.shell.crash import Point
 from tests.faults.conftest import BOTH, MakeRig
 
@@ -14,8 +13,7 @@ POINTS = {
     "exactly_once": [*WORK, Point.OFFSETS_SENT, Point.END_ASKED, Point.COMMITTED],
 }
 
-# A look reads everything from its beginning, so it overlooks nothing before it.
-KILLS_A_LOOK, POINTS_A_LOOK = 10, 3
+LOOK_EVERY = 10  # kills; a look reads everything from its beginning, so it overlooks nothing before it
 
 
 @pytest.mark.fault("T1")
@@ -23,21 +21,17 @@ KILLS_A_LOOK, POINTS_A_LOOK = 10, 3
 def test_killed_at_each_point_of_its_work(
     make_rig: MakeRig, pytestconfig: pytest.Config, delivery: str
 ) -> None:
-    """In continuous integration the points at which the promises differ are enough for the weaker one.
-
-    With room for few series less is compiled, and here it is mostly starts that take time.
-    """
+    """In continuous integration the points at which the promises differ are enough for the weaker one."""
     points = POINTS[delivery]
     if delivery == "at_least_once" and not pytestconfig.getoption("--catalogue"):
         points = [Point.SENDING, Point.ACKNOWLEDGED, Point.COMMITTED]
-    with make_rig(delivery, settings={"series": {"max_series": FEW}}) as rig:
+    with make_rig(delivery) as rig:
         rig.load()
-        for number, point in enumerate(points):
+        for point in points:
             worker = rig.start(fault_at=f"{point}:{rig.random.randint(1, 20)}", ready=False)
             assert worker.await_end(120.0) == -signal.SIGKILL, worker.child.tail()
             rig.tried += 1
-            if number % POINTS_A_LOOK == 0:
-                rig.check()
+            rig.check()
         rig.start()
         rig.verify()
 
@@ -52,7 +46,7 @@ def test_killed_at_any_moment(make_rig: MakeRig, kills: int, delivery: str) -> N
             worker = rig.start()
             rig.progress(rig.random.randint(1, 200))
             rig.kill(worker)
-            if kill % KILLS_A_LOOK == 0:
+            if kill % LOOK_EVERY == 0:
                 rig.check()
         rig.start()
         rig.verify()
