@@ -10,6 +10,7 @@ false. The row is the first axis of the table and of the changes; within a step 
 short otherwise (experts, steps ahead, levels): vector instructions work along the last axis.
 """
 
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -472,11 +473,12 @@ def advance_rounds(
     row alone.
     """
     own = jnp.arange(idx.shape[0])
+    step = jax.jit(partial(advance, spec), inline=True)  # so that it is traced once
 
     def once(r: Array, state: tuple[Rows, Forecasts, Scores]) -> tuple[Rows, Forecasts, Scores]:
         local, all_forecasts, total = state
         now = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, r, keepdims=False), steps)
-        changes, forecasts, scores = advance(spec, serving, local, own, now)
+        changes, forecasts, scores = step(serving, local, own, now)
         local = table.step(local, now.valid, changes)
         all_forecasts = jax.tree.map(
             lambda kept, new: jax.lax.dynamic_update_index_in_dim(kept, new, r, 0), all_forecasts, forecasts
@@ -485,7 +487,7 @@ def advance_rounds(
 
     local = table.take(rows, idx)
     first = jax.tree.map(lambda x: x[0], steps)
-    _, forecasts, scores = jax.eval_shape(lambda: advance(spec, serving, local, own, first))
+    _, forecasts, scores = jax.eval_shape(step, serving, local, own, first)
     kept = jax.tree.map(lambda x: jnp.zeros((steps.value.shape[0], *x.shape), x.dtype), forecasts)
     total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), scores)
     return jax.lax.fori_loop(0, rounds, once, (local, kept, total))

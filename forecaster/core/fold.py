@@ -377,7 +377,7 @@ class Fold:
     def programs(self, spec: ModelSpec, each: Callable[..., Iterable[Any]] = map) -> Programs:
         """All programs for networks of this spec on a table like ours; reads shapes only, so safe beside the loop."""
         wanted = programs.needed(self._shapes)
-        made = each(partial(programs.compiled, spec, self._table_rows, self._shapes), wanted)
+        made = each(programs.Recipe(spec, self._table_rows, self._shapes), wanted)
         return dict(zip(wanted, made, strict=True))
 
     def adopt(self, spec: ModelSpec, compiled: Programs) -> None:
@@ -399,5 +399,5 @@ class Fold:
     def _program(self, name: str, size: int) -> Any:
         key = name, size
         if key not in self._programs:
-            self._programs[key] = programs.compiled(self.spec, self._table_rows, self._shapes, key)
+            self._programs[key] = programs.Recipe(self.spec, self._table_rows, self._shapes)(key)
         return self._programs[key]

@@ -188,8 +188,11 @@ def untrained(spec: ModelSpec) -> Model:
 
     It brings the usual seasons, so that the simple experts know them by then.
     """
-    params = {name: jnp.zeros(p.shape, jnp.float32) for name, p in shapes(spec).items()}
-    return Model(spec, params, jnp.asarray(features.COMMON_PERIODS, jnp.int32), Card())
+    params = {name: jax.device_put(np.zeros(p.shape, np.float32)) for name, p in shapes(spec).items()}
+    periods = np.array(features.COMMON_PERIODS, np.int32)
+    return Model(
+        spec, params, jax.device_put(periods), Card()
+    )  # jnp.zeros would compile, once for each shape
 
 
 def initial_carry(spec: ModelSpec, batch: int) -> Float[Array, "batch unit"]:

@@ -5,7 +5,8 @@ Sizes are fixed, so nothing compiles once all that are `needed` are there.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -58,12 +59,6 @@ def _names(shape: Shape) -> tuple[str, str]:
     return ("advance", "write") if shape.rounds == 1 else ("rounds", "put")
 
 
-def compiled(spec: ModelSpec, table_rows: int, shapes: Sequence[Shape], key: Key) -> Any:
-    """A program for networks of this spec on a table of so many rows."""
-    function, writes, arguments = _source(spec, table_rows, shapes, key)
-    return jax.jit(function, donate_argnums=0 if writes else ()).lower(*arguments).compile(QUICK)
-
-
 def serving_of(model: Model) -> Serving:
     """What the programs are told of a model."""
     params = {name: jnp.asarray(p, jnp.float32) for name, p in model.params.items()}
@@ -71,45 +66,70 @@ def serving_of(model: Model) -> Serving:
     return Serving(params, jnp.asarray(model.periods, jnp.int32), trained)
 
 
-def _source(
-    spec: ModelSpec, table_rows: int, shapes: Sequence[Shape], key: Key
-) -> tuple[Callable[..., Any], bool, tuple[Any, ...]]:
-    """A program: the function, whether it writes its first argument (the table), and its arguments' shapes."""
-    name, size = key
+@dataclass(frozen=True)
+class Recipe:
+    """What the programs of a fold are made from; its `repr` says all of it. Compiles in any thread."""
 
-    def like(tree: Any, *lead: int) -> Any:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), tree)
+    spec: ModelSpec
+    table_rows: int
+    shapes: tuple[Shape, ...]
 
-    def result(function: Callable[..., Any], *arguments: Any) -> Any:
-        return jax.eval_shape(function, *arguments)
+    def __call__(self, key: Key) -> Any:
+        """Compile a program."""
+        function, writes, arguments = self._source(key)
+        return jax.jit(function, donate_argnums=0 if writes else ()).lower(*arguments).compile(QUICK)
 
-    rows = result(lambda: table.empty(advance.layout(spec), table_rows))
-    serving = result(lambda: serving_of(untrained(spec)))
-    kinds = jnp.int32, jnp.float32, jnp.bool_
-    idx, real, flag = (result(partial(jnp.zeros, size, kind)) for kind in kinds)
-    number = result(partial(jnp.zeros, (), jnp.int32))
-    more = result(partial(jnp.zeros, (size, len(spec.covariates)), jnp.float32))
-    steps = Steps(real, real, real, flag, flag, more)
-    step, rewarm = partial(advance.advance, spec), partial(advance.rewarm, spec)
-    rounds, lend = partial(advance.advance_rounds, spec), partial(advance.lend, spec)
-    match name:
-        case "advance":
-            program = step, False, (serving, rows, idx, steps)
-        case "write":
-            program = table.write, True, (rows, idx, result(step, serving, rows, idx, steps)[0])
-        case "rounds":
-            most = next(shape.rounds for shape in shapes if shape.lanes == size)
-            program = rounds, False, (serving, rows, idx, like(steps, most), number)
-        case "put":
-            program = table.put, True, (rows, idx, result(table.take, rows, idx))
-        case "take":
-            program = table.take, False, (rows, idx)
-        case "rewarm":
-            program = rewarm, False, (serving, rows, idx)
-        case "set_warmed":
-            program = advance.set_warmed, True, (rows, idx, result(rewarm, serving, rows, idx))
-        case "lend":
-            program = lend, False, (rows, idx, flag)
-        case _:
-            program = advance.plant, True, (rows, idx, real, like(result(lend, rows, idx, flag), size))
-    return program
+    def _source(self, key: Key) -> tuple[Callable[..., Any], bool, tuple[Any, ...]]:
+        """A program: the function, whether it writes its first argument (the table), and its arguments' shapes."""
+        name, size = key
+        spec, rows, serving = self.spec, self._rows, self._serving
+
+        def result(function: Callable[..., Any], *arguments: Any) -> Any:
+            return jax.eval_shape(function, *arguments)
+
+        kinds = jnp.int32, jnp.float32, jnp.bool_
+        idx, real, flag = (result(partial(jnp.zeros, size, kind)) for kind in kinds)
+        number = result(partial(jnp.zeros, (), jnp.int32))
+        more = result(partial(jnp.zeros, (size, len(spec.covariates)), jnp.float32))
+        steps = Steps(real, real, real, flag, flag, more)
+        rewarm, lend = partial(advance.rewarm, spec), partial(advance.lend, spec)
+        match name:
+            case "advance":
+                program = self._step, False, (serving, rows, idx, steps)
+            case "write":
+                program = table.write, True, (rows, idx, result(self._step, serving, rows, idx, steps)[0])
+            case "rounds":
+                most = next(shape.rounds for shape in self.shapes if shape.lanes == size)
+                rounds = partial(advance.advance_rounds, spec)
+                program = rounds, False, (serving, rows, idx, _like(steps, most), number)
+            case "put":
+                program = table.put, True, (rows, idx, result(table.take, rows, idx))
+            case "take":
+                program = table.take, False, (rows, idx)
+            case "rewarm":
+                program = rewarm, False, (serving, rows, idx)
+            case "set_warmed":
+                program = advance.set_warmed, True, (rows, idx, result(rewarm, serving, rows, idx))
+            case "lend":
+                program = lend, False, (rows, idx, flag)
+            case _:
+                program = advance.plant, True, (rows, idx, real, _like(result(lend, rows, idx, flag), size))
+        return program
+
+    @cached_property
+    def _step(self) -> Callable[..., Any]:
+        """One object for all that trace it: JAX remembers by function what it has traced."""
+        return partial(advance.advance, self.spec)
+
+    @cached_property
+    def _rows(self) -> Any:
+        return jax.eval_shape(lambda: table.empty(advance.layout(self.spec), self.table_rows))
+
+    @cached_property
+    def _serving(self) -> Any:
+        return jax.eval_shape(lambda: serving_of(untrained(self.spec)))
+
+
+def _like(tree: Any, *lead: int) -> Any:
+    """The same shapes with further axes in front."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), tree)

@@ -26,6 +26,7 @@ from forecaster.core.advance import STATUSES
 from forecaster.core.batch import Issued
 from forecaster.core.fold import Fold
 from forecaster.core.pages import Skip
+from forecaster.core.programs import Key, Recipe
 from forecaster.shell import limits, log
 from forecaster.shell.assignment import Assignment
 from forecaster.shell.care import Care
@@ -35,6 +36,7 @@ from forecaster.shell.figures import Figures
 from forecaster.shell.kafka import Change, Lost, Moved, Record, Revoked
 from forecaster.shell.kafka.delivery import AtLeastOnce, Delivery
 from forecaster.shell.kafka.source import Source
+from forecaster.shell.kept import from_disk, take_over
 from forecaster.shell.lifecycle import Lifecycle
 from forecaster.shell.metrics import Metrics, Phase, Stage, State, count_compiles
 from forecaster.shell.pipeline import Answers, DeadLetter, Pipeline
@@ -126,8 +128,9 @@ class Daemon(Worker):
         began_s = self._now()
         pool = ThreadPoolExecutor(2, "compile")
 
-        def each(compiled: Callable[[Any], Any], keys: Iterable[Any]) -> Iterator[Any]:
-            for future in [pool.submit(compiled, key) for key in keys]:
+        def each(recipe: Recipe, keys: Iterable[Key]) -> Iterator[Any]:
+            program = from_disk(recipe)
+            for future in [pool.submit(program, key) for key in keys]:
                 while not (future.done() or self.signals.stopping):
                     wait([future], 0.1)
                 if self.signals.stopping:
@@ -372,6 +375,7 @@ class Daemon(Worker):
 def run(config: Config, signals: Signals, path: Path | None = None, *, trains: bool = True) -> int:
     """Answer ticks until told to stop; the exit code."""
     os.environ.setdefault("PJRT_NPROC", "1")  # before XLA makes its threads (decision 48)
+    take_over()
     log.configure(config.log)
     _log.info("starting", pid=os.getpid(), configuration=shown(config))
     metrics = Metrics(config.metrics, horizon=config.model.horizon, levels=config.model.levels)

@@ -14,6 +14,7 @@ from forecaster.core.model import Model
 from forecaster.core.programs import Programs
 from forecaster.core.tick import Outcome
 from forecaster.errors import ForecasterError
+from forecaster.shell.kept import from_disk
 from forecaster.shell.metrics import Metrics, Phase, compiling
 from forecaster.shell.models import Models, ModelsFollower, NowServing, Refused
 from forecaster.shell.models.convert import from_stored
@@ -44,7 +45,9 @@ class Adapting:
     def _run(self) -> None:
         try:
             with compiling(Phase.BACKGROUND):
-                self.programs = self._fold.programs(self.model.spec)
+                self.programs = self._fold.programs(
+                    self.model.spec, lambda recipe, keys: map(from_disk(recipe), keys)
+                )
         except Exception as error:  # whatever it is, the model before goes on serving
             self.error = repr(error)
 

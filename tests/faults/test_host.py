@@ -81,10 +81,7 @@ def test_a_trainer_dies_between_a_model_and_its_serving_record(make_rig: MakeRig
 @pytest.mark.fault("T34")
 @BOTH
 def test_every_disk_is_full(make_rig: MakeRig, tmp_path: Path, delivery: str) -> None:
-    """Temporary files, compiled programs and the log: nothing more can be written.
-
-    Its compiled programs have a place of their own: empty files would be all that it leaves, and JAX never mends these.
-    """
+    """Temporary files, compiled programs (in a place of their own, so that there are some to write) and the log."""
     compiled = ["env", f"JAX_COMPILATION_CACHE_DIR={tmp_path / 'compiled'}"]
     with make_rig(delivery, settings={"training": TRAINING}) as rig:
         rig.load()
