@@ -99,7 +99,7 @@ class Fold:
                 sleeps = partial(replay.sleeps, offset)
             if offset // LOAN_EVERY != stretch:
                 stretch = self._stretch[partition] = offset // LOAN_EVERY
-                self._lenders.append((partition, stretch, self.index.stepped(partition)[:LENDERS]))
+                self._lenders.append((partition, stretch, self.index.stepped(partition, LENDERS)))
             if tick.time_s > watermark_s:
                 watermark_s = self.index.watermark_s[partition] = tick.time_s
                 self.index.sweep(partition, sleeps)

@@ -323,7 +323,7 @@ class Index:
         self.evicted += len(idle)
         return len(idle)
 
-    def stepped(self, partition: int) -> np.ndarray:
-        """Row numbers of a partition's series that have taken a step, in the order in which they appeared; int32."""
+    def stepped(self, partition: int, most: int) -> np.ndarray:
+        """Rows of the first so many series of a partition that have taken a step, in the order of birth; int32."""
         members = self.partitions.get(partition, {}).values()
-        return np.fromiter((s.row for s in members if not s.fresh), np.int32)
+        return np.fromiter(islice((s.row for s in members if not s.fresh), most), np.int32)

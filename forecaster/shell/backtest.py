@@ -147,7 +147,7 @@ def _retrain(
 
 def _shares_of(fold: Fold) -> np.ndarray:
     """Mean share of each expert in the forecasts that were just made, over series and steps ahead."""
-    rows = np.resize(fold.index.stepped(0), SAMPLE)
+    rows = np.resize(fold.index.stepped(0, SAMPLE), SAMPLE)
     return np.asarray(_shares(fold.rows, jnp.asarray(rows), horizon=fold.spec.horizon))
 
 

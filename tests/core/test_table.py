@@ -202,5 +202,6 @@ def test_lenders_are_those_that_have_taken_a_step() -> None:
         series = found.allot(0, name)
         assert series is not None
         series.fresh = name == "b"
-    assert found.stepped(0).tolist() == [0, 2]
-    assert found.stepped(9).tolist() == []
+    assert found.stepped(0, 9).tolist() == [0, 2]
+    assert found.stepped(0, 1).tolist() == [0]
+    assert found.stepped(9, 9).tolist() == []
