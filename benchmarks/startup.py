@@ -1,6 +1,6 @@
 """Seconds from the start of the process until ticks are answered, by stage; without and with compiled programs kept.
 
-The stages are those that the daemon's log names. JAX keeps compiled programs where JAX_COMPILATION_CACHE_DIR says.
+The stages are those that the daemon's log names. Programs are kept where JAX_COMPILATION_CACHE_DIR says.
 """
 
 from collections.abc import Iterator

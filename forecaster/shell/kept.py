@@ -102,7 +102,7 @@ def _processor() -> str:
     kind = sorted(
         {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
     )
-    return repr((platform.machine(), platform.processor(), kind))
+    return repr((platform.machine(), kind))
 
 
 def _switches() -> list[tuple[str, str]]:
