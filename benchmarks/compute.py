@@ -17,11 +17,11 @@ import numpy as np
 import psutil
 
 from benchmarks.report import Row
-from forecaster.core import advance as fold
-from forecaster.core import table
-from forecaster.core.advance import Serving, Steps
+from forecaster.core import advance, birth, row, table
+from forecaster.core.advance import Serving
 from forecaster.core.features import SEASONS
 from forecaster.core.model import ModelSpec, init
+from forecaster.core.perceive import Steps
 from forecaster.core.programs import QUICK, SHAPES
 from forecaster.core.table import Index, SeriesSpec
 
@@ -40,7 +40,7 @@ class Bench:
         self._calls = [slice(start, start + WIDE) for start in range(0, size, WIDE)]
         self._spec = spec
         self._serving = Serving(init(spec, 0), jnp.zeros(SEASONS, jnp.int32), jnp.asarray(True))
-        self._rows = table.empty(fold.layout(spec), rows)
+        self._rows = table.empty(row.layout(spec), rows)
         self._groups = [
             np.sort(rng.choice(rows, size, replace=False).astype(np.int32)) for _ in range(GROUPS)
         ]
@@ -76,16 +76,16 @@ class Bench:
         like = partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype))
         group, steps = jax.tree.map(lambda x: x[self._calls[0]], (self._groups[0], self._steps()))
         arguments = like((self._serving, self._rows, group, steps))
-        advance = partial(fold.advance, self._spec)
-        self._advance = jax.jit(advance).lower(*arguments).compile(QUICK)
-        changes = jax.eval_shape(advance, *arguments)[0]
+        step = partial(advance.advance, self._spec)
+        self._advance = jax.jit(step).lower(*arguments).compile(QUICK)
+        changes = jax.eval_shape(step, *arguments)[0]
         rows, group = arguments[1:3]
         self._write = jax.jit(table.write, donate_argnums=0).lower(rows, group, changes).compile(QUICK)
 
     def _grow_up(self) -> None:
         """Plant the rows, and step them until every forecast that waits is due."""
-        loan = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.size, *x.shape)), fold.unlent(self._spec))
-        plant: Callable[..., Any] = jax.jit(fold.plant, donate_argnums=0)
+        loan = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.size, *x.shape)), birth.unlent(self._spec))
+        plant: Callable[..., Any] = jax.jit(birth.plant, donate_argnums=0)
         for group in self._groups:
             self._rows = plant(self._rows, group, jnp.full(self.size, 100.0), loan)
         for _ in range(GROUPS * 2 * self._spec.horizon):
@@ -131,7 +131,7 @@ def run(quick: bool) -> Iterator[Row]:
 
 def row_bytes(spec: ModelSpec) -> float:
     """Bytes of the device's memory for each series."""
-    return sum(column.nbytes for column in table.empty(fold.layout(spec), 8)) / 8
+    return sum(column.nbytes for column in table.empty(row.layout(spec), 8)) / 8
 
 
 def host_bytes(series: int = 10_000) -> float:

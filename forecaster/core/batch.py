@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from forecaster.core.advance import Forecasts, Serving, Steps
+from forecaster.core.advance import Forecasts, Serving
 from forecaster.core.covariates import in_bounds
 from forecaster.core.features import DAY_S, WEEK_DAYS
 from forecaster.core.grid import Step
 from forecaster.core.model import Model, ModelSpec
+from forecaster.core.perceive import Steps
 from forecaster.core.score import Scores
 from forecaster.core.table import Series
 

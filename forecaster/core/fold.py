@@ -14,9 +14,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from forecaster.core import advance, programs, table
-from forecaster.core.advance import Forecasts, Loan, Serving
+from forecaster.core import programs, row, table
+from forecaster.core.advance import Forecasts, Serving
 from forecaster.core.batch import Chains, Issued, Part, Queue, Served, Work, joined
+from forecaster.core.birth import Loan
 from forecaster.core.calls import Call, Shape, plan
 from forecaster.core.grid import GridSpec, Step, close_bars, due_s, place_in_bar, place_tick
 from forecaster.core.model import Model, ModelSpec, untrained
@@ -61,7 +62,7 @@ class Fold:
         self.watch: Callable[[Work], None] | None = None
         """Is shown all steps just before they are taken in."""
         self._table_rows = self.spare.stop
-        self.rows = table.empty(advance.layout(spec), self._table_rows)
+        self.rows = table.empty(row.layout(spec), self._table_rows)
         self.lent: deque[tuple[int, int, Loan]] = deque(maxlen=MOST_LENT)
         """Loans lately made: partition, stretch of its log, loan. For whoever writes them down."""
         self._numbers: dict[str, int] = {"": 0}  # of models, by version
@@ -392,7 +393,7 @@ class Fold:
 
     def takes(self, spec: ModelSpec) -> bool:
         """Whether networks of this spec fit the table: all but the recurrent part has to be the same."""
-        ours, theirs = advance.layout(self.spec), advance.layout(spec)
+        ours, theirs = row.layout(self.spec), row.layout(spec)
         same = (spec.levels, spec.covariates) == (self.spec.levels, self.spec.covariates)
         return theirs._replace(carry=0) == ours._replace(carry=0) and same
 

@@ -26,9 +26,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from forecaster.core import features, table, waiting
-from forecaster.core.advance import Loan, Steps, layout, perceive, plant, unlent
+from forecaster.core.birth import Loan, plant, unlent
 from forecaster.core.covariates import in_bounds
 from forecaster.core.model import ModelSpec
+from forecaster.core.perceive import Steps, perceive
+from forecaster.core.row import layout
 from forecaster.core.spec import Spec
 from forecaster.core.table import Layout, Rows
 

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import zstandard
 
-from forecaster.core.advance import Loan
+from forecaster.core.birth import Loan
 from forecaster.core.grid import Bar, Clock, GridSpec
 from forecaster.core.model import ModelSpec
 from forecaster.core.table import Index, Rows, Series, slot_of

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from forecaster.core import advance, table
-from forecaster.core.advance import Serving, Steps
+from forecaster.core import advance, birth, row, table
+from forecaster.core.advance import Serving
 from forecaster.core.calls import Shape
 from forecaster.core.model import Model, ModelSpec, untrained
+from forecaster.core.perceive import Steps
 
 # Level 1 compiles a quarter faster than the default, and runs as fast. Products that are left to XLA's own loops, not
 # handed to its library of small kernels, are quicker at these sizes.
@@ -92,7 +93,7 @@ class Recipe:
         number = result(partial(jnp.zeros, (), jnp.int32))
         more = result(partial(jnp.zeros, (size, len(spec.covariates)), jnp.float32))
         steps = Steps(real, real, real, flag, flag, more)
-        rewarm, lend = partial(advance.rewarm, spec), partial(advance.lend, spec)
+        rewarm, lend = partial(advance.rewarm, spec), partial(birth.lend, spec)
         match name:
             case "advance":
                 program = self._step, False, (serving, rows, idx, steps)
@@ -113,7 +114,7 @@ class Recipe:
             case "lend":
                 program = lend, False, (rows, idx, flag)
             case _:
-                program = advance.plant, True, (rows, idx, real, _like(result(lend, rows, idx, flag), size))
+                program = birth.plant, True, (rows, idx, real, _like(result(lend, rows, idx, flag), size))
         return program
 
     @cached_property
@@ -123,7 +124,7 @@ class Recipe:
 
     @cached_property
     def _rows(self) -> Any:
-        return jax.eval_shape(lambda: table.empty(advance.layout(self.spec), self.table_rows))
+        return jax.eval_shape(lambda: table.empty(row.layout(self.spec), self.table_rows))
 
     @cached_property
     def _serving(self) -> Any:

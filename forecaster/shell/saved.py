@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from forecaster.core import pages
-from forecaster.core.advance import Loan
+from forecaster.core.birth import Loan
 from forecaster.core.pages import Page, Refusal, Skip, Swap
 
 

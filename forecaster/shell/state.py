@@ -16,7 +16,7 @@ from typing import NamedTuple
 from pydantic import Field
 
 from forecaster.core import pages, snapshot
-from forecaster.core.advance import Loan
+from forecaster.core.birth import Loan
 from forecaster.core.fold import LOAN_EVERY, Fold
 from forecaster.core.model import Model
 from forecaster.core.pages import PAGE_BYTES, Skip, Swap

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forecaster.core import advance, table
-from forecaster.core.advance import MATURE, Loan, Steps
+from forecaster.core import birth, row, table
+from forecaster.core.birth import MATURE, Loan
 from forecaster.core.fold import Fold
 from forecaster.core.model import ModelSpec
+from forecaster.core.perceive import Steps
 from tests.folds import LANES, ROUNDS, ROWS, SPEC, make_fold, make_model, merged, play, walk
 
-LEND = jax.jit(partial(advance.lend, SPEC))
+LEND = jax.jit(partial(birth.lend, SPEC))
 
 
 def grown(steps: int = 50) -> Fold:
@@ -37,7 +38,7 @@ def lanes(*rows: int) -> np.ndarray:
 
 
 def test_a_row_of_the_defaults_takes_at_most_10_kb() -> None:
-    rows = table.empty(advance.layout(ModelSpec()), 8)
+    rows = table.empty(row.layout(ModelSpec()), 8)
     assert sum(column.nbytes for column in rows) / 8 <= 10 * 1024
 
 
@@ -116,16 +117,16 @@ def test_a_loan_is_the_mean_of_what_the_grown_up_know() -> None:
 def test_while_nobody_is_grown_up_a_newborn_is_a_random_walk() -> None:
     fold = grown(MATURE - 1)
     loan = LEND(fold.rows, jnp.asarray([0, 1, 2]), jnp.ones(3, bool))
-    for mine, theirs in zip(loan, advance.unlent(SPEC), strict=True):
+    for mine, theirs in zip(loan, birth.unlent(SPEC), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     np.testing.assert_allclose(loan.blend[0, 0], np.sqrt(np.arange(1, SPEC.horizon + 1)), rtol=1e-6)
 
 
 def test_planting_starts_rows_anew_and_touches_no_others() -> None:
     fold = grown()
-    loan = jax.tree.map(lambda x: jnp.stack([x, x]), advance.unlent(SPEC))
+    loan = jax.tree.map(lambda x: jnp.stack([x, x]), birth.unlent(SPEC))
     assert isinstance(loan, Loan)
-    planted = advance.plant(fold.rows, jnp.asarray([1, ROWS]), jnp.asarray([-200.0, 5.0]), loan)
+    planted = birth.plant(fold.rows, jnp.asarray([1, ROWS]), jnp.asarray([-200.0, 5.0]), loan)
     others = np.asarray([0, *range(2, ROWS)])
     for before, now in zip(fold.rows, planted, strict=True):
         np.testing.assert_array_equal(before[others], now[others])

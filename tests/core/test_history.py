@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecaster.core import features, model
-from forecaster.core.advance import unlent
+from forecaster.core.birth import unlent
 from forecaster.core.calls import Shape
 from forecaster.core.fold import Fold
 from forecaster.core.grid import GridSpec

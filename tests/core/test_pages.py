@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecaster.core import pages
-from forecaster.core.advance import unlent
+from forecaster.core.birth import unlent
 from forecaster.core.pages import Column, Lent, Member, OpenBar, Page, Refusal, Skip, Swap
 from forecaster.core.table import SLOTS, Series, slot_of
 from tests.folds import SPEC

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from forecaster.core import pages, snapshot
-from forecaster.core.advance import Loan
 from forecaster.core.batch import Issued
+from forecaster.core.birth import Loan
 from forecaster.core.calls import Shape
 from forecaster.core.fold import LOAN_EVERY, Fold
 from forecaster.core.grid import GridSpec

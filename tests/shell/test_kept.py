@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from forecaster.core import advance, table
-from forecaster.core.advance import Steps
+from forecaster.core import row, table
 from forecaster.core.calls import Shape
 from forecaster.core.model import ModelSpec, untrained
+from forecaster.core.perceive import Steps
 from forecaster.core.programs import COPIED, Key, Recipe, serving_of
 from forecaster.core.table import Rows
 from forecaster.shell.kept import from_disk, take_over
@@ -51,7 +51,7 @@ def recipe(rows: int = ROWS) -> Counted:
 
 
 def rows() -> Rows:
-    return Rows(*(column + 1 for column in table.empty(advance.layout(SPEC), ROWS)))
+    return Rows(*(column + 1 for column in table.empty(row.layout(SPEC), ROWS)))
 
 
 def file_of(place: Path) -> Path:

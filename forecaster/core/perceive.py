@@ -1,0 +1,229 @@
+"""The first half of a step: the value is taken in, by everything but the network, the mix and its corrections.
+
+Scale, seasons, experts and the inputs of the network follow it. Needs no network, so training scans just this.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from forecaster.core import bounds, covariates, experts, features, grain, row, table, waiting
+from forecaster.core.experts import Blend, Linear
+from forecaster.core.features import Running, Season, Sight
+from forecaster.core.grain import Grain
+from forecaster.core.model import ModelSpec
+from forecaster.core.row import Memory
+from forecaster.core.table import Rows
+
+
+class Steps(NamedTuple):
+    """One step of each of `batch` different series."""
+
+    value: Float[Array, " batch"]  # relative to the series' base
+    dt_s: Float[Array, " batch"]
+    week: Float[Array, " batch"]  # days since the week began
+    live: Bool[Array, " batch"]  # the forecast is published and will count
+    valid: Bool[Array, " batch"]  # not padding
+    covariates: Float[Array, "batch covariate"]  # NaN: missing
+
+
+class Percept(NamedTuple):
+    """What is known of a step before the network has seen it."""
+
+    value: Array
+    scale: Array
+    x: Float[Array, "batch feature"]  # recurrent inputs
+    direct: Float[Array, "batch feature"]  # direct inputs
+    actual: Float[Array, "horizon batch"]  # what came, in scales, for the forecasts of 1.. steps ago
+    settled: Bool[Array, "horizon batch"]
+    waited: Float[Array, "horizon level batch"]  # their quantiles
+    points: Float[Array, "expert horizon batch"]  # what the experts had said; NaN: nothing
+    lines: Float[Array, "line batch"]  # what they say now
+    seasonal: Float[Array, "horizon batch"]
+    linear: Float[Array, "horizon batch"]
+    has_season: Bool[Array, " batch"]
+    live: Bool[Array, "horizon batch"]  # whether those forecasts were published
+    stopped: tuple[Float[Array, "horizon batch"], ...]  # how low and how high they could go, in scales
+    limits: tuple[Float[Array, " batch"], ...]  # the same of those made now, in units of the value
+    grain: Grain  # of those made now
+
+
+def perceive(
+    spec: ModelSpec, rows: Rows, idx: Int[Array, " batch"], steps: Steps, periods: Int[Array, " season"]
+) -> tuple[Rows, Percept]:
+    """Take in one step: everything but the network, the mix and its corrections.
+
+    The changes hold the old carry, regrets and corrections, and the quantiles that waited; `foretell` replaces them.
+    """
+    batch, horizon = idx.shape[0], spec.horizon
+
+    def read(column: Array) -> Array:
+        return table.whole(column, idx)
+
+    count, base, value = read(rows.count), read(rows.base), steps.value
+    running, holt_level, holt_slope, edges, step, known = row.unpack(read(rows.running))
+
+    # what waited for this value
+    settled = (count >= jnp.arange(1, horizon + 1)[:, None]) & steps.valid
+    origin = table.origins(rows.origin, idx, count, horizon)
+    had, marked = origin[..., :2].T
+    scaled, live = jnp.abs(marked), settled & (marked > 0)
+    actual = jnp.where(settled, (value - had) / jnp.where(settled, scaled, 1.0), 0.0)
+    curves, waited = waiting.unpack(table.due(rows.waiting, idx, count, horizon))
+    stopped = bounds.limits(edges)
+    edges = bounds.observe(edges, value, had, _reached(waited, scaled, spec.levels), settled)
+    points = experts.assemble(origin[..., 2:].T, curves)
+    blend = Blend(*row.batch_last(read(rows.blend)))
+    error = experts.follow(blend.error, points, actual, settled, count)
+
+    # the window and the statistics
+    past = table.lagged(
+        rows.value, idx, count, jnp.broadcast_to(jnp.arange(features.LEAD, 0, -1), (batch, features.LEAD))
+    )
+    past = jnp.where((count > 0)[:, None], past, value[:, None])
+    step = grain.observe(step, value - past[:, -1], count)
+    one_period_ago = jnp.broadcast_to(periods, (batch, features.SEASONS))
+    lagged = table.lagged(rows.value, idx, count, one_period_ago)
+    running = features.observe(running, count, value, steps.dt_s, past, lagged, periods)
+    scale = features.running_scale(running, value + base)
+    holt_level, holt_slope = experts.holt(holt_level, holt_slope, count, value)
+    known, signals = covariates.observe(known, steps.covariates)
+
+    # the seasons
+    seasons = features.choose_seasons(running, count, periods)
+    sight, ago = _look_back(spec, rows, idx, value, scale, past, running, seasons)
+
+    # the linear expert
+    linear = Linear(read(rows.covariance), read(rows.weights))
+    oldest = rows.regressors.at[idx, jnp.remainder(count, horizon)].get(mode="clip").astype(jnp.float32)
+    path = (
+        jnp.concatenate([past[:, -(horizon - 1) :], value[:, None]], axis=1)
+        if horizon > 1
+        else value[:, None]
+    )
+    target = features.squash((path - had[-1][:, None]) / jnp.maximum(scaled[-1][:, None], 1e-30))
+    usual = jnp.maximum(error[-1].mean(0), 1e-3)
+    linear = experts.learn(linear, oldest, jnp.clip(target, -30.0, 30.0), usual, settled[-1])
+    x_linear = experts.regressors(sight)
+    said = experts.predict(linear, x_linear)
+
+    # the network's inputs
+    own = features.recurrent_inputs(
+        jnp.concatenate([past, value[:, None]], axis=1),
+        scale[:, None],
+        steps.dt_s[:, None],
+        steps.week[:, None],
+        ago[:, None, :2],
+        base,
+        running,
+        seasons[0],
+    )[:, 0]
+    x = jnp.concatenate([own, signals], axis=1)
+    direct = features.direct_inputs(sight, running, scale, seasons, steps.week, said, _errors(error))
+
+    span = jnp.clip(count, 1, experts.DRIFT_STEPS).astype(jnp.float32)
+    lines_now = jnp.stack(
+        [
+            running.mean[:, experts.FAST] - value,
+            running.mean[:, experts.SLOW] - value,
+            holt_level - value,
+            holt_slope,
+            (value - past[:, -experts.DRIFT_STEPS]) / span,
+        ]
+    )
+    percept = Percept(
+        value=value,
+        scale=scale,
+        x=x,
+        direct=direct,
+        actual=actual,
+        settled=settled,
+        waited=waited,
+        points=points,
+        lines=lines_now / scale,
+        seasonal=features.unsquash(sight.best[:, 1:].T),
+        linear=features.unsquash(said.T),
+        has_season=seasons[0].period > 0,
+        live=live,
+        stopped=tuple((end - had) / jnp.where(settled, scaled, 1.0) for end in stopped),
+        limits=tuple(end - value for end in bounds.reach(edges, scale, horizon)),
+        grain=step,
+    )
+    trace = jnp.stack([jnp.log(scale), jnp.log(steps.dt_s + 1e-6), steps.week], axis=1)
+    silent = curves_now(percept, jnp.full((horizon, batch), jnp.nan))
+    changes = Rows(
+        count=count + 1,
+        base=base,
+        value=value,
+        trace=jnp.concatenate([trace, signals], axis=1),
+        running=row.pack(Memory(running, holt_level, holt_slope, edges, step, known)),
+        origin=jnp.stack([value, jnp.where(steps.live, scale, -scale), *percept.lines], axis=1),
+        waiting=waiting.pack(silent, waited),
+        regressors=x_linear,
+        covariance=linear.covariance,
+        weights=linear.weights,
+        blend=row.batch_first(jnp.stack(blend._replace(error=error))),
+        carry=read(rows.carry),
+        offset=read(rows.offset),
+    )
+    return changes, percept
+
+
+def _reached(
+    waited: Float[Array, "horizon level batch"],
+    scale: Float[Array, "horizon batch"],
+    levels: tuple[float, ...],
+) -> tuple[Float[Array, "horizon batch"], Float[Array, "horizon batch"]]:
+    """The two quantiles that tell of a bound, in units of the value. Training keeps none, and finds no bound."""
+    if not waited.shape[1]:
+        return jnp.full_like(scale, jnp.inf), jnp.full_like(scale, -jnp.inf)
+    low, high = bounds.outer(levels)
+    return waited[:, low] * scale, waited[:, high] * scale
+
+
+def _look_back(
+    spec: ModelSpec,
+    rows: Rows,
+    idx: Int[Array, " batch"],
+    value: Array,
+    scale: Array,
+    past: Float[Array, "batch lead"],
+    running: Running,
+    seasons: tuple[Season, Season],
+) -> tuple[Sight, Float[Array, "batch horizon_and_origin"]]:
+    """What the window and the seasons tell at a step that is not written yet, and the values one best season ago."""
+    count = table.whole(rows.count, idx)
+
+    def seasons_ago(season: Season, cycles: int) -> Array:
+        lags = features.season_lags(season.period, spec.horizon, cycles)
+        found = table.lagged(rows.value, idx, count, lags.reshape(len(idx), -1)).reshape(lags.shape)
+        return jnp.where((lags > 0) & (count > 0)[:, None, None], found, value[:, None, None])
+
+    def before(season: Season) -> Array:
+        """Values WAKE steps before those one season ago."""
+        return table.lagged(rows.value, idx, count, season.period[:, None] + jnp.asarray(features.WAKE))
+
+    best, second = seasons_ago(seasons[0], features.CYCLES), seasons_ago(seasons[1], 1)[:, 0]
+    wakes = before(seasons[0]), before(seasons[1])
+    reach = jnp.minimum(count, rows.value.shape[1])
+    seen = seasons[0].period[:, None] * jnp.arange(1, features.CYCLES + 1) <= reach[:, None]
+    return features.look_back(value, scale, past, running, best, second, wakes, seen, seasons), best[:, 0]
+
+
+def curves_now(
+    percept: Percept, network: Float[Array, "horizon batch"]
+) -> list[Float[Array, "horizon batch"]]:
+    """The points that wait for their targets one by one; NaN from an expert that has nothing to say."""
+    seasonal = jnp.where(percept.has_season, percept.seasonal, jnp.nan)
+    return [network, seasonal, percept.linear]
+
+
+def _errors(error: Float[Array, "expert horizon batch"]) -> Float[Array, "batch error"]:
+    """How large the linear expert's errors are, near and far, and how they compare with the last value's."""
+    horizon = error.shape[1]
+    near_and_far = np.array([0, min(3, horizon - 1), horizon - 1])
+    linear, last = error[-1, near_and_far], error[1, near_and_far]
+    return jnp.concatenate([jnp.log(linear + 0.05), jnp.log((linear + 0.05) / (last + 0.05))]).T

@@ -1,0 +1,72 @@
+"""A row of the table for networks of a spec: how wide its columns are, and what the one named `running` holds."""
+
+from itertools import accumulate
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from forecaster.core import bounds, covariates, experts, features, grain, waiting
+from forecaster.core.bounds import Bounds
+from forecaster.core.features import Running
+from forecaster.core.grain import Grain
+from forecaster.core.model import ModelSpec
+from forecaster.core.table import Layout
+
+TRACE = 3  # of what the ring keeps of each step beside its value: logarithms of scale and of seconds, day of the week
+
+
+def layout(spec: ModelSpec) -> Layout:
+    """Widths of the table's columns for a model."""
+    return Layout(
+        memory=max(features.MEMORY, spec.context_length),
+        context=spec.context_length,
+        trace=TRACE + covariates.SIGNALS * len(spec.covariates),
+        carry=spec.carry_size,
+        horizon=spec.horizon,
+        levels=len(spec.levels),
+        waiting=waiting.width(len(spec.levels)),
+        running=sum(_WIDTHS) + covariates.STATE * len(spec.covariates),
+        lines=experts.LINES,
+        experts=experts.COUNT,
+        regressors=experts.REGRESSORS,
+    )
+
+
+class Memory(NamedTuple):
+    """What the column `running` holds."""
+
+    running: Running
+    level: Array  # and slope of the trend
+    slope: Array
+    bounds: Bounds
+    grain: Grain
+    covariates: Float[Array, "batch packed"]
+
+
+_WIDTHS = features.RUNNING, 2, bounds.STATE, grain.STATE  # in that column, in front of the covariates
+
+
+def pack(memory: Memory) -> Array:
+    """As the column."""
+    trend = jnp.stack([memory.level, memory.slope], axis=1)
+    more = jnp.stack([*memory.bounds, *memory.grain], axis=1)
+    return jnp.concatenate([features.pack(memory.running), trend, more, memory.covariates], axis=1)
+
+
+def unpack(packed: Array) -> Memory:
+    """The same, read."""
+    running, trend, edges, step, rest = jnp.split(packed, list(accumulate(_WIDTHS)), axis=1)
+    level, slope = trend.T
+    return Memory(features.unpack(running), level, slope, Bounds(*edges.T), Grain(*step.T), rest)
+
+
+def batch_last(x: Array) -> Array:
+    """The batch as the last axis instead of the first."""
+    return jnp.moveaxis(x, 0, -1)
+
+
+def batch_first(x: Array) -> Array:
+    """The batch as the first axis instead of the last."""
+    return jnp.moveaxis(x, -1, 0)
