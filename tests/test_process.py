@@ -1,6 +1,7 @@
 """The daemon as its users run it: a process, on Apache Kafka, told by signals and by nothing else."""
 
 import json
+import re
 import signal
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ import psutil
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
+from forecaster.core.programs import BESIDE
 from forecaster.shell.kafka import Record, TopicsSpec
 from forecaster.shell.prediction import decode
 from tests.broker.workers import fresh_topics, read_all, spec_for
@@ -136,6 +138,11 @@ def test_killed_it_loses_nothing_and_repeats_with_the_same_sources(world: World)
     world.tick(50)
     second = world.start()
     second.await_that(world.all_answered)
+    compiled = re.search(
+        r'^forecaster_compiles_total\{phase="startup"\} (\S+)', second.get("/metrics") or "", re.MULTILINE
+    )
+    assert compiled is not None
+    assert float(compiled[1]) < len(BESIDE)  # of what the first one compiled, it has read the programs
     assert second.end() == 0
     assert world.committed() == dict.fromkeys(range(PARTITIONS), 100)
     told: dict[tuple[int, int], set[tuple[str, float, float]]] = {}
