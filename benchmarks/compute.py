@@ -8,7 +8,6 @@ import gc
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,12 +16,12 @@ import numpy as np
 import psutil
 
 from benchmarks.report import Row
-from forecaster.core import advance, birth, row, table
+from forecaster.core import birth, row, table
 from forecaster.core.advance import Serving
 from forecaster.core.features import SEASONS
 from forecaster.core.model import ModelSpec, init
 from forecaster.core.perceive import Steps
-from forecaster.core.programs import QUICK, SHAPES
+from forecaster.core.programs import SHAPES, Recipe
 from forecaster.core.table import Index, SeriesSpec
 
 BATCH, LARGE_BATCH = 512, 4096
@@ -41,12 +40,13 @@ class Bench:
         self._spec = spec
         self._serving = Serving(init(spec, 0), jnp.zeros(SEASONS, jnp.int32), jnp.asarray(True))
         self._rows = table.empty(row.layout(spec), rows)
+        recipe = Recipe(spec, rows, SHAPES)
+        self._advance, self._write = recipe(("advance", WIDE)), recipe(("write", WIDE))
         self._groups = [
             np.sort(rng.choice(rows, size, replace=False).astype(np.int32)) for _ in range(GROUPS)
         ]
         self._values = np.cumsum(rng.normal(size=(4 * spec.horizon, size)), axis=0).astype(np.float32)
         self._turn = 0
-        self._compile()
         self._grow_up()
 
     def seconds(self) -> float:
@@ -70,17 +70,6 @@ class Bench:
         minutes, week = np.full(self.size, 60.0, np.float32), np.full(self.size, 1.5, np.float32)
         none = np.zeros((self.size, len(self._spec.covariates)), np.float32)
         return Steps(value, minutes, week, yes, yes, none)
-
-    def _compile(self) -> None:
-        """The programs as the fold compiles them: reading and computing in one, writing in another."""
-        like = partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype))
-        group, steps = jax.tree.map(lambda x: x[self._calls[0]], (self._groups[0], self._steps()))
-        arguments = like((self._serving, self._rows, group, steps))
-        step = partial(advance.advance, self._spec)
-        self._advance = jax.jit(step).lower(*arguments).compile(QUICK)
-        changes = jax.eval_shape(step, *arguments)[0]
-        rows, group = arguments[1:3]
-        self._write = jax.jit(table.write, donate_argnums=0).lower(rows, group, changes).compile(QUICK)
 
     def _grow_up(self) -> None:
         """Plant the rows, and step them until every forecast that waits is due."""

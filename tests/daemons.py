@@ -1,6 +1,7 @@
 """`forecaster run` as a process, for tests: a small configuration, its log, its readiness, its end."""
 
 import json
+import re
 import signal
 import sys
 import time
@@ -88,6 +89,16 @@ class Worker:
                 return answer.read().decode()
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             return None
+
+    def compiles(self, phase: str) -> float:
+        """How many programs were compiled in this phase of its life."""
+        told = re.search(
+            rf'^forecaster_compiles_total\{{phase="{phase}"\}} (\S+)',
+            self.get("/metrics") or "",
+            re.MULTILINE,
+        )
+        assert told is not None
+        return float(told[1])
 
     def ready(self) -> bool:
         """Whether /readyz says so."""

@@ -8,6 +8,7 @@ backtest and tests all drive this same object, which knows neither where ticks c
 import heapq
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -62,6 +63,7 @@ class Fold:
         self.watch: Callable[[Work], None] | None = None
         """Is shown all steps just before they are taken in."""
         self._table_rows = self.spare.stop
+        self._recipe = programs.Recipe(spec, self._table_rows, self._shapes)
         self.rows = table.empty(row.layout(spec), self._table_rows)
         self.lent: deque[tuple[int, int, Loan]] = deque(maxlen=MOST_LENT)
         """Loans lately made: partition, stretch of its log, loan. For whoever writes them down."""
@@ -378,7 +380,7 @@ class Fold:
     def programs(self, spec: ModelSpec, each: Callable[..., Iterable[Any]] = map) -> Programs:
         """All programs for networks of this spec on a table like ours; reads shapes only, so safe beside the loop."""
         wanted = programs.needed(self._shapes)
-        made = each(programs.Recipe(spec, self._table_rows, self._shapes), wanted)
+        made = each(replace(self._recipe, spec=spec), wanted)
         return dict(zip(wanted, made, strict=True))
 
     def adopt(self, spec: ModelSpec, compiled: Programs) -> None:
@@ -387,6 +389,7 @@ class Fold:
             raise ValueError(f"a network with {spec} does not fit a table made for {self.spec}")
         carry = jnp.zeros((self.rows.carry.shape[0], spec.carry_size), jnp.float32)
         self.spec, self.rows, self._programs = spec, self.rows._replace(carry=carry), dict(compiled)
+        self._recipe = replace(self._recipe, spec=spec)
         self._carry_of[:] = self._number(UNKNOWN)
         self._default = self.serve(untrained(spec))
         self._served.clear()
@@ -400,5 +403,5 @@ class Fold:
     def _program(self, name: str, size: int) -> Any:
         key = name, size
         if key not in self._programs:
-            self._programs[key] = programs.Recipe(self.spec, self._table_rows, self._shapes)(key)
+            self._programs[key] = self._recipe(key)
         return self._programs[key]

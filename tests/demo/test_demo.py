@@ -50,12 +50,12 @@ def test_what_cannot_be_played_ends_it_with_the_reason(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.process
 def test_its_table_is_as_large_as_one_that_starts_sooner() -> None:
     assert live.ROOM == FEW  # said twice, as the demo is not to load what the daemon needs
     assert len((*SENSORS, *PRICES)) <= live.ROOM
 
 
+@pytest.mark.process
 def test_ctrl_c_while_it_is_being_loaded_shows_no_traceback() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "forecaster.demo"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
