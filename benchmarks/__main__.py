@@ -8,6 +8,7 @@ benchmarks/results/.
 import argparse
 import importlib
 import json
+import os
 import signal
 import sys
 import time
@@ -48,6 +49,7 @@ def main() -> int:
     signal.signal(signal.SIGALRM, _time_is_up)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.alarm(limit_s)
+    os.environ.setdefault("PJRT_NPROC", "1")  # as in a worker (decision 48)
     _head(quick=arguments.quick)
     measured: dict[str, list[Row]] = {}
     failed: list[str] = []

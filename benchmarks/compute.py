@@ -8,6 +8,7 @@ import gc
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from multiprocessing import get_context
 from typing import Any
 
 import jax
@@ -27,6 +28,8 @@ from forecaster.core.table import Index, SeriesSpec
 BATCH, LARGE_BATCH = 512, 4096
 WIDE = SHAPES[0].lanes  # of the program that runs large batches
 GROUPS = 4  # sets of rows that take turns
+WORKERS = 2  # at once
+START_S = 120.0  # for all of them to have grown up
 HEADROOM = 1.3  # of memory, over what the largest table takes
 
 
@@ -86,16 +89,21 @@ def run(quick: bool) -> Iterator[Row]:
     spec = ModelSpec()
     a_row = row_bytes(spec)
     repeats = 20 if quick else 100
-    large = Bench(spec, 2 * LARGE_BATCH, LARGE_BATCH)
-    seconds = float(np.median([large.seconds() for _ in range(repeats // 2)]))
     shape = f"{spec.cell} {spec.hidden}, horizon {spec.horizon}, {len(spec.levels)} levels"
+    seconds = large_s(repeats // 2)
     yield Row(
         "advance + write, batch 4,096",
         LARGE_BATCH / seconds,
         "series-steps/s",
         f"{1e3 * seconds:.2f} ms a batch, in calls of {WIDE}; {shape}",
     )
-    del large
+    each_s = at_once(WORKERS, repeats)
+    yield Row(
+        f"the same, {WORKERS} workers at once",
+        sum(LARGE_BATCH / took_s for took_s in each_s),
+        "series-steps/s",
+        " and ".join(f"{1e3 * took_s:.2f}" for took_s in each_s) + " ms a batch",
+    )
     rows = most_rows(a_row, 20_000 if quick else 1_000_000)
     short, long = Bench(spec, 1_000, BATCH), Bench(spec, rows, BATCH)
     pairs = np.array([(short.seconds(), long.seconds()) for _ in range(repeats)])
@@ -116,6 +124,23 @@ def run(quick: bool) -> Iterator[Row]:
     gc.collect()
     yield Row("a row of the table", a_row, "bytes", f"100,000 series take {a_row * 1e5 / 2**30:.2f} GiB")
     yield Row("a series in the host's index", host_bytes(), "bytes", "10,000 series, with their names")
+
+
+def large_s(repeats: int, others: Any = None) -> float:
+    """Seconds of a large batch, the median; begun when the others are ready, too."""
+    bench = Bench(ModelSpec(), 2 * LARGE_BATCH, LARGE_BATCH)
+    if others is not None:
+        others.wait(START_S)
+    return float(np.median([bench.seconds() for _ in range(repeats)]))
+
+
+def at_once(workers: int, repeats: int) -> list[float]:
+    """The same in as many processes side by side."""
+    context = get_context("spawn")  # a fork would have threads of XLA that do not run
+    with context.Manager() as manager:
+        barrier: Any = manager.Barrier(workers)
+        with context.Pool(workers) as pool:
+            return pool.starmap(large_s, [(repeats, barrier)] * workers, 1)
 
 
 def row_bytes(spec: ModelSpec) -> float:

@@ -100,6 +100,8 @@ class Fold:
                 replay.advance(self.index, partition, offset)
                 watermark_s = self.index.watermark_s.get(partition, watermark_s)
                 sleeps = partial(replay.sleeps, offset)
+                if offset >= replay.until:  # all are awake from here on
+                    replay = sleeps = None
             if offset // LOAN_EVERY != stretch:
                 stretch = self._stretch[partition] = offset // LOAN_EVERY
                 self._lenders.append((partition, stretch, self.index.stepped(partition, LENDERS)))
@@ -349,7 +351,7 @@ class Fold:
             padded = [np.zeros((COPIED, *column.shape[1:]), column.dtype) for column in columns]
             for room, column in zip(padded, columns, strict=True):
                 room[: len(some)] = column[done : done + len(some)]
-            self.rows = self._program("put", COPIED)(self.rows, idx, Rows(*map(jnp.asarray, padded)))
+            self.rows = self._program("put", COPIED)(self.rows, idx, Rows(*padded))
             done += len(some)
         self._carry_of[rows] = [self._number(version) for version in carries]
         for one in series:

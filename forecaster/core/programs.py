@@ -22,9 +22,9 @@ from forecaster.core.perceive import Steps
 # Level 1 compiles a quarter faster than the default, and runs as fast. Products that are left to XLA's own loops, not
 # handed to its library of small kernels, are quicker at these sizes.
 QUICK: Any = {"xla_backend_optimization_level": 1, "xla_cpu_experimental_ynn_fusion_type": ""}
-SHAPES = Shape(128, 1, 300, 750), Shape(8, 32, 460, 60), Shape(1, 128, 320, 20)
+SHAPES = Shape(128, 1, 600, 750), Shape(16, 16, 1150, 130), Shape(1, 128, 660, 27)
 """Of the programs that take steps in: wide for many series, deep for few (small batches, too), deeper for one."""
-FEW = 16  # series for which the wide one is never the cheapest
+FEW = SHAPES[1].lanes  # series for which the deep one is enough: the wide one is never the cheapest
 PLANT = 64  # newborn series a batch
 REWARM = 64  # series that are warmed up at once
 COPIED = 32  # rows that are copied out or put back at once
@@ -46,7 +46,7 @@ BESIDE: tuple[Key, ...] = (
 
 def shapes_for(most_series: int) -> tuple[Shape, ...]:
     """Of `SHAPES`, those that steps of at most so many series run in: what is not compiled does not delay a start."""
-    return SHAPES[1:] if most_series <= FEW else SHAPES
+    return SHAPES[1:2] if most_series <= FEW else SHAPES
 
 
 def needed(shapes: Sequence[Shape]) -> list[Key]:

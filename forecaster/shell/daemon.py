@@ -154,7 +154,7 @@ class Daemon(Worker):
         self.assignment.apply(self._heard(self.source.changes()))
         for counts in self.tally.take(self.care.begin()):
             self._count(counts)
-        self.restore(self.assignment.rebuild())
+        self.restore()
         skips, resets = self.skips.decide(records), self.delivery.resets
         for part in self.state.parts(records):
             if self.delivery.resets > resets:
@@ -180,12 +180,17 @@ class Daemon(Worker):
                     pass
         return changes
 
-    def restore(self, records: Sequence[Record]) -> None:
-        """Fold records that were answered before."""
-        for part in self.state.parts(records):
-            folded = self.pipeline.handle(part, live=False, published=self.assignment.whole)
-            self.state.folded(folded.next_offsets)
-        self.metrics.rebuilt_ticks.inc(len(records))
+    def restore(self) -> None:
+        """Fold records that were answered before: for as long as a turn may take, if no ticks wait for an answer."""
+        until_s = self._now() + (0.0 if self.assignment.serving else IDLE_POLL_S)
+        while True:
+            records = self.assignment.rebuild()
+            for part in self.state.parts(records):
+                folded = self.pipeline.handle(part, live=False, published=self.assignment.whole)
+                self.state.folded(folded.next_offsets)
+            self.metrics.rebuilt_ticks.inc(len(records))
+            if not self.assignment.rebuilding or self._now() >= until_s:
+                return
 
     def answer_carefully(self) -> None:
         """Records of partitions on which workers died: each is noted before it is handled, and committed after it."""

@@ -25,6 +25,7 @@ from forecaster.shell.saved import Saved, choose
 from forecaster.shell.state import Due
 
 CHUNKS = 4  # read ahead at most so many
+PATIENCE_S = 0.005  # of who asks for the next
 RETRY_S = 1.0
 _log = structlog.get_logger(__name__)
 
@@ -62,7 +63,7 @@ Item = Loaded | Known | list[Record]
 
 
 class Rebuild:
-    """One reading back. `poll` never blocks; when `done`, the partitions may be served."""
+    """One reading back. `poll` hardly blocks; when `done`, the partitions may be served."""
 
     def __init__(
         self,
@@ -104,9 +105,9 @@ class Rebuild:
         return not self._thread.is_alive() and self._items.empty()
 
     def poll(self) -> Item:
-        """What comes next; no records when there is nothing yet."""
+        """What comes next; no records when there is nothing yet. Waits a little: who asks again and again delays it."""
         try:
-            return self._items.get_nowait()
+            return self._items.get(timeout=PATIENCE_S)
         except Empty:
             return []
 

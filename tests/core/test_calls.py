@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from forecaster.core.calls import Call, plan
 from forecaster.core.programs import FEW, SHAPES, shapes_for
 
-WIDE, _, ALONE = SHAPES
+WIDE, DEEP, ALONE = SHAPES
 
 
 def cost_us(calls: list[Call]) -> float:
@@ -31,10 +31,13 @@ def test_every_step_runs_once_and_after_those_before_it(seed: int) -> None:
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=FEW))
-def test_what_few_series_do_without_is_what_they_would_never_call(steps: list[int]) -> None:
-    lengths = np.array(steps, np.int64)
-    assert WIDE not in shapes_for(len(steps))
-    assert WIDE not in [call.shape for call in plan(lengths, SHAPES)]
+def test_few_series_never_call_the_wide_program(steps: list[int]) -> None:
+    assert WIDE not in [call.shape for call in plan(np.array(steps, np.int64), SHAPES)]
+
+
+def test_few_series_take_a_step_each_in_one_call() -> None:
+    assert shapes_for(FEW) == (DEEP,)
+    assert [call.rounds for call in plan(np.ones(FEW, np.int64), shapes_for(FEW))] == [1]
 
 
 def test_one_more_series_has_all_shapes() -> None:
