@@ -1,10 +1,11 @@
-"""`python -m benchmarks.shapes`: what a step costs with other sizes of the compiled programs.
+"""`python -m benchmarks.shapes`: what a batch costs with other sizes of the compiled programs.
 
-Under the loads that throughput is measured with. All folds run in one process and take the same ticks in turns, so that
-what else the machine does hits all of them. Each number is the median of some rounds, in µs a step: admitting,
-planning, computing, writing.
+Under the loads that throughput is measured with, in large batches, and in small ones as at a thousand ticks/s. All
+folds run in one process and take the same ticks in turns, so that what else the machine does hits all of them. Each
+number is the median of some rounds, in ms a batch: admitting, planning, computing, writing.
 """
 
+import os
 import sys
 import time
 from collections import defaultdict
@@ -25,26 +26,30 @@ from forecaster.core.table import SeriesSpec
 from forecaster.core.tick import Tick
 
 _, DEEP, LONE = SHAPES
-WIDER = Shape(256, 1, 800, 2200)
 TRIED: tuple[Sequence[Shape], ...] = (
     SHAPES,
-    (WIDER, DEEP, LONE),
-    (WIDER, Shape(32, 16, 907, 308), LONE),
+    (Shape(128, 1, 300, 750), Shape(8, 32, 460, 60), Shape(1, 128, 320, 20)),  # decision 29
+    (Shape(256, 1, 800, 2200), DEEP, LONE),
 )
-BATCH, ROUNDS = 2_000, 30
+CASES = tuple((scenario, 2_000) for scenario in SCENARIOS) + tuple(
+    (SCENARIOS[0], batch) for batch in (1, 2, 4, 8, 15, 17, 30)
+)
+ROUNDS = 40
 
 
 def main() -> int:
     """Print a row for each choice of shapes; the exit code."""
+    os.environ.setdefault("PJRT_NPROC", "1")  # as in a worker (decision 48)
     spec = ModelSpec(horizon=HORIZON, levels=LEVELS)
     folds = [Fold(spec, SeriesSpec(max_series=ROWS), GridSpec(), "keep", shapes=shapes) for shapes in TRIED]
     for fold in folds:
         fold.compile()
-    spent_us: dict[tuple[str, int], list[float]] = defaultdict(list)
+    spent_ms: dict[tuple[int, int], list[float]] = defaultdict(list)
+    at = 0
     for turn in range(ROUNDS + 1):  # the first one plants the rows
-        for scenario in SCENARIOS:
-            offsets = range(turn * BATCH, (turn + 1) * BATCH)
-            ticks = _ticks(scenario.name, scenario.choose(BATCH, scenario.series), offsets)
+        for case, (scenario, batch) in enumerate(CASES):
+            offsets = range(at, at := at + batch)
+            ticks = _ticks(scenario.name, scenario.choose(batch, scenario.series), offsets)
             for number in np.roll(np.arange(len(folds)), turn).tolist():  # none is always first
                 fold = folds[number]
                 began_s = time.perf_counter()
@@ -52,15 +57,13 @@ def main() -> int:
                 fold.run()
                 jax.block_until_ready(fold.rows)
                 if turn:
-                    spent_us[scenario.name, number].append(1e6 * (time.perf_counter() - began_s) / BATCH)
+                    spent_ms[case, number].append(1e3 * (time.perf_counter() - began_s))
     print(", ".join(f"{name} {text}" for name, text in machine().items()), end="\n\n")
-    print(
-        f"| lanes | {' | '.join(scenario.what for scenario in SCENARIOS)} |\n|---|{'---|' * len(SCENARIOS)}"
-    )
-    for number, shapes in enumerate(TRIED):
-        costs = [float(np.median(spent_us[scenario.name, number])) for scenario in SCENARIOS]
-        lanes = ", ".join(str(shape.lanes) for shape in shapes)
-        print(f"| {lanes} | {' | '.join(f'{cost:.1f}' for cost in costs)} |")
+    heads = [", ".join(str(shape.lanes) for shape in shapes) for shapes in TRIED]
+    print(f"| ticks | of | {' | '.join(heads)} |\n|---|---|{'---|' * len(heads)}")
+    for case, (scenario, batch) in enumerate(CASES):
+        costs = [float(np.median(spent_ms[case, number])) for number in range(len(folds))]
+        print(f"| {batch} | {scenario.what} | {' | '.join(f'{cost:.2f}' for cost in costs)} |")
     return 0
 
 
