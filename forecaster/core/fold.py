@@ -348,7 +348,7 @@ class Fold:
         """Take over series that were just allotted, with the contents of their rows."""
         rows, done = np.array([one.row for one in series], np.int32), 0
         for some, idx in self._parts(rows):
-            padded = [np.zeros((COPIED, *column.shape[1:]), column.dtype) for column in columns]
+            padded: list[Any] = [np.zeros((COPIED, *column.shape[1:]), column.dtype) for column in columns]
             for room, column in zip(padded, columns, strict=True):
                 room[: len(some)] = column[done : done + len(some)]
             self.rows = self._program("put", COPIED)(self.rows, idx, Rows(*padded))

@@ -2,14 +2,17 @@
 
 JAX finds a program by what it is lowered to, so it has to trace and lower it first, which takes Python longer than
 loading takes. Here programs are found by what they are made from: recipe, code, versions, processor, switches. A file
-that is missing or damaged is made anew; a disk that takes nothing delays the next start and nothing else.
+that is missing or damaged is made anew; a disk that takes nothing delays the next start and nothing else. What no start
+has read for a while, as after an upgrade, is removed when something new is kept.
 """
 
 import hashlib
 import os
 import pickle
 import platform
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
@@ -25,6 +28,8 @@ SWITCHES = "JAX_", "XLA_", "PJRT_"
 """Variables of the environment that can change what is compiled begin like this."""
 PLACES = "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_"
 """Those that only say where and when it is kept."""
+UNREAD_S = 30 * 86_400.0
+"""What no start has read for so long is removed."""
 _DIGEST = hashlib.sha256().digest_size
 _log = structlog.get_logger(__name__)
 
@@ -47,7 +52,10 @@ def from_disk(recipe: Recipe) -> Callable[[Key], Any]:
     def program(key: Key) -> Any:
         file = Path(place, f"forecaster-{_digest(recipe, key)}")
         try:
-            return _load(file.read_bytes())
+            found = _load(file.read_bytes())
+            with suppress(OSError):  # a directory that is only read
+                os.utime(file)
+            return found
         except FileNotFoundError:
             pass
         except Exception as error:  # whatever is wrong with it, it can be made anew
@@ -55,6 +63,7 @@ def from_disk(recipe: Recipe) -> Callable[[Key], Any]:
         made = recipe(key)
         try:
             _store(file, made)
+            _forget(file.parent)
         except OSError as error:
             _log.warning("program_not_kept", file=str(file), error=str(error), mend="compiled at each start")
         return made
@@ -78,6 +87,15 @@ def _store(file: Path, made: Any) -> None:
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _forget(place: Path) -> None:
+    """Remove what was written and read so long ago that nobody will ask for it again; it can be made anew."""
+    long_ago_s = time.time() - UNREAD_S
+    for file in place.glob("forecaster-*"):
+        with suppress(FileNotFoundError):  # another worker was first
+            if file.stat().st_mtime < long_ago_s:
+                file.unlink()
 
 
 def _digest(recipe: Recipe, key: Key) -> str:

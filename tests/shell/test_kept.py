@@ -1,5 +1,7 @@
 """Programs on disk: read instead of made, made anew where a file is no good, apart where what makes them differs."""
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from forecaster.core.model import ModelSpec, untrained
 from forecaster.core.perceive import Steps
 from forecaster.core.programs import COPIED, Key, Recipe, serving_of
 from forecaster.core.table import Rows
-from forecaster.shell.kept import from_disk, take_over
+from forecaster.shell.kept import UNREAD_S, from_disk, take_over
 
 ROWS = 40
 SPEC = ModelSpec(hidden=4, horizon=2, levels=(0.1, 0.5, 0.9), context_length=8, warm_up=2)
@@ -74,6 +76,21 @@ def test_what_was_made_once_is_read_and_does_the_same(place: Path) -> None:
     assert read is not made
     assert same(taken(read), taken(made))
     assert same(taken(read), [np.asarray(column)[IDX] for column in rows()])
+
+
+def test_what_no_start_has_read_for_long_is_removed_when_something_new_is_kept(place: Path) -> None:
+    from_disk(recipe(ROWS + 1))(TAKE)
+    forgotten = file_of(place)
+    from_disk(recipe())(TAKE)
+    (read,) = set(place.iterdir()) - {forgotten}
+    long_ago_s = time.time() - UNREAD_S - 60
+    for file in (forgotten, read):
+        os.utime(file, (long_ago_s, long_ago_s))
+    from_disk(recipe())(TAKE)  # reads it
+    from_disk(recipe())(PUT)
+    assert forgotten not in place.iterdir()
+    assert read in place.iterdir()
+    assert len(list(place.iterdir())) == 2
 
 
 def test_a_program_of_many_functions_is_read_whole(place: Path) -> None:

@@ -308,6 +308,16 @@ def agree(broker: Broker, upto: int | None = None) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=CLOSE * scale, err_msg=str(found.source))
 
 
+def test_while_nothing_is_served_a_turn_reads_back_more_than_one_chunk(broker: Broker) -> None:
+    cfg = config(state={"interval_s": 1e6})  # no pages: all is read back
+    Worker(broker, cfg).come_to(300)
+    second = Worker(broker, cfg)
+    for _ in range(3):
+        second.turn()
+    assert second.ready
+    assert second.counted("forecaster_rebuilt_ticks_total") > 3 * cfg.kafka.max_poll_records
+
+
 def test_killed_again_and_again_the_answers_are_those_of_a_run_that_was_never_interrupted(
     broker: Broker,
 ) -> None:
