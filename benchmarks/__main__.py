@@ -29,7 +29,7 @@ NAMES = {
 }
 LONG = {"restart": "From a restart to the first new prediction"}
 """Only where they are named."""
-LIMIT_S = 470
+LIMIT_S = 600
 LONG_S = 1200
 RESULTS = Path(__file__).parent / "results"
 
