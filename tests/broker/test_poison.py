@@ -70,6 +70,7 @@ class Fleet:
 
     def worker(self) -> Daemon:
         """A daemon that dies of what is deadly wherever it meets it."""
+        BURIED.clear()
         config, signals = self.config, Signals()
         metrics = Metrics(horizon=SPEC.horizon, levels=SPEC.levels)
         fold, source = make_fold(), Source(config.kafka, config.topics.ticks)
@@ -90,6 +91,7 @@ class Fleet:
     def kill(self, daemon: Daemon) -> None:
         """What the kernel does to the rest of it."""
         BOMBED.clear()
+        BURIED.set()
         daemon.assignment.close()
         daemon.delivery.close(0.0)
         daemon.source.close(0.5)
@@ -170,6 +172,7 @@ def test_the_very_first_record_of_a_new_group_is_set_aside_just_the_same(fleet: 
 
 
 BOMBED = threading.Event()
+BURIED = threading.Event()  # until then a thread of the dead does nothing more, not even end
 
 
 def die_of_bombs() -> None:
@@ -187,7 +190,10 @@ def bombs(monkeypatch: pytest.MonkeyPatch) -> None:
         inflated = inflate(data)
         if BOMB in inflated:
             BOMBED.set()
-            raise Died if threading.current_thread() is threading.main_thread() else SystemExit
+            if threading.current_thread() is threading.main_thread():
+                raise Died
+            BURIED.wait(60)
+            raise SystemExit
         return inflated
 
     monkeypatch.setattr(default_records, "gzip_decode", deadly)
