@@ -8,7 +8,6 @@ benchmarks/results/.
 import argparse
 import importlib
 import json
-import os
 import signal
 import sys
 import time
@@ -18,6 +17,7 @@ from types import FrameType
 
 from benchmarks import report
 from benchmarks.report import Row
+from forecaster.shell.limits import compute_on_one_core
 
 NAMES = {
     "compute": "The compute alone",
@@ -49,7 +49,7 @@ def main() -> int:
     signal.signal(signal.SIGALRM, _time_is_up)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.alarm(limit_s)
-    os.environ.setdefault("PJRT_NPROC", "1")  # as in a worker (decision 48)
+    compute_on_one_core()  # as a worker does
     _head(quick=arguments.quick)
     measured: dict[str, list[Row]] = {}
     failed: list[str] = []

@@ -5,7 +5,6 @@ folds run in one process and take the same ticks in turns, so that what else the
 number is the median of some rounds, in ms a batch: admitting, planning, computing, writing.
 """
 
-import os
 import sys
 import time
 from collections import defaultdict
@@ -24,6 +23,7 @@ from forecaster.core.model import ModelSpec
 from forecaster.core.programs import SHAPES
 from forecaster.core.table import SeriesSpec
 from forecaster.core.tick import Tick
+from forecaster.shell.limits import compute_on_one_core
 
 _, DEEP, LONE = SHAPES
 TRIED: tuple[Sequence[Shape], ...] = (
@@ -39,7 +39,7 @@ ROUNDS = 40
 
 def main() -> int:
     """Print a row for each choice of shapes; the exit code."""
-    os.environ.setdefault("PJRT_NPROC", "1")  # as in a worker (decision 48)
+    compute_on_one_core()  # as a worker does
     spec = ModelSpec(horizon=HORIZON, levels=LEVELS)
     folds = [Fold(spec, SeriesSpec(max_series=ROWS), GridSpec(), "keep", shapes=shapes) for shapes in TRIED]
     for fold in folds:

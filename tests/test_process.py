@@ -137,9 +137,7 @@ def test_killed_it_loses_nothing_and_repeats_with_the_same_sources(world: World)
     world.tick(50)
     second = world.start()
     second.await_that(world.all_answered)
-    assert second.compiles("startup") < len(
-        BESIDE
-    )  # of what the first one compiled, it has read the programs
+    assert second.compiles("startup") < len(BESIDE), "it reads the programs that the first one compiled"
     assert second.end() == 0
     assert world.committed() == dict.fromkeys(range(PARTITIONS), 100)
     told: dict[tuple[int, int], set[tuple[str, float, float]]] = {}

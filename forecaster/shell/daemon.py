@@ -379,7 +379,7 @@ class Daemon(Worker):
 
 def run(config: Config, signals: Signals, path: Path | None = None, *, trains: bool = True) -> int:
     """Answer ticks until told to stop; the exit code."""
-    os.environ.setdefault("PJRT_NPROC", "1")  # before XLA makes its threads (decision 48)
+    limits.compute_on_one_core()
     take_over()
     log.configure(config.log)
     _log.info("starting", pid=os.getpid(), configuration=shown(config))

@@ -1,6 +1,7 @@
 """What this process may use: memory and cores of the machine, or of its cgroup; and giving memory back."""
 
 import ctypes
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,11 @@ def cpu_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
     cores = float(len(psutil.Process().cpu_affinity() or ()) or psutil.cpu_count() or 1)
     quota, _, period = _read(cgroup / "cpu.max").partition(" ")
     return min(cores, int(quota) / int(period)) if quota.isdigit() else cores
+
+
+def compute_on_one_core() -> None:
+    """Give XLA one thread, unless the environment says how many (decision 48); to be said before XLA makes any."""
+    os.environ.setdefault("PJRT_NPROC", "1")
 
 
 def give_back() -> None:
