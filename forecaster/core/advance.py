@@ -86,7 +86,7 @@ def foretell(
     curves = curves_now(percept, jnp.where(speaks, network[:, median], jnp.nan))
     points = experts.assemble(percept.lines[:, None], curves)
     awake = jnp.isfinite(points)
-    fresh = experts.first_words(blend, speaks)
+    fresh = experts.first_words(blend, speaks) | percept.misjudged
     blend, offset = experts.unbiased(blend, fresh), jnp.where(fresh, 0.0, offset)
     share = experts.weights(blend, awake)
     mixed = experts.mix(jnp.where(awake, points, 0.0), network, blend, share, levels)
@@ -165,7 +165,8 @@ def rewarm(spec: ModelSpec, serving: Serving, rows: Rows, idx: Int[Array, " batc
 
     values = ring(rows.value, rows.value.shape[1])
     scores = [features.season_score(values, count, serving.periods[i]) for i in range(features.SEASONS)]
-    running = memory.running._replace(season=jnp.stack(scores, axis=1))
+    season, drift = (jnp.stack(each, axis=1) for each in zip(*scores, strict=True))
+    running = memory.running._replace(season=season, drift=drift)
     season, _ = features.choose_seasons(running, jnp.maximum(count - 1, 0), serving.periods)
     period = season.period[:, None]
     trace = ring(rows.trace, time)

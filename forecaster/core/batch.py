@@ -81,9 +81,7 @@ class Queue:
 
     def add(self, series: Series, partition: int, step: Step, segment: int) -> None:
         """Queue one step; a fresh one moves the base of its series."""
-        fresh = series.fresh or step.fresh
-        if fresh:
-            series.base, series.stepped_s, series.fresh = step.value, step.time_s, False
+        fresh = series.step(step.value, step.time_s, step.fresh)
         self.name.append(series.name)
         self.row.append(series.row)
         self.partition.append(partition)

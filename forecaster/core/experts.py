@@ -38,6 +38,10 @@ RATE, RATE_LIMIT = 1.5, 0.2  # of learning
 ERROR_RATE = 0.004  # at which an expert's mean absolute error follows
 FAR = 25.0  # scales; an outcome farther off is remembered as that far: a scale may have been far too small
 
+MISJUDGED = (
+    2.0  # times; an error so far from what it should be was learned in units of a scale that did not fit
+)
+
 HOLT_LEVEL, HOLT_SLOPE, DAMPING = 0.5, 0.05, 0.9  # Gardner & McKenzie 1985: a damped trend
 
 
@@ -182,6 +186,17 @@ def follow(
     age = jnp.maximum(count - jnp.arange(1, len(actual) + 1)[:, None], 0).astype(jnp.float32)
     rate = jnp.maximum(ERROR_RATE, 1 / (age + 5.0))
     return jnp.where(settled & jnp.isfinite(points), error + rate * (miss - error), error)
+
+
+def misjudged(
+    error: Float[Array, "expert horizon batch"], own: Float[Array, " batch"]
+) -> Bool[Array, " batch"]:
+    """Where errors were learned in units of a lent scale that did not fit, when a series takes its `own` (0: not now).
+
+    In its own the last value is wrong by about 1 in the next step: the scale is the mean change.
+    """
+    last = error[NAMES.index("last_value"), 0]
+    return (own > 0) & ((last < 1 / MISJUDGED) | (last > MISJUDGED))
 
 
 # --------------------------------------------------------------------------- the linear expert

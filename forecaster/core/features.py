@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 SEASONS = 6  # candidate season lengths that each series ranks
 # The candidates while no model brings its own, in steps: hours of a day and of a week, days of a week, months of a
@@ -35,11 +35,16 @@ MEANS = (6.0, 18.0, 54.0, 162.0, 486.0)  # memory, in steps, of the exponentiall
 FAST_MEMORY = 10.0  # steps after which the fast scale has forgotten most
 SCALE_MEMORY = 50.0  # the same for the running scale
 SLOW_MEMORY = 1000.0  # the same for the slow scale
+WILD = (
+    256.0  # scales; a change beyond is a bad tick, or the first of a new level, and is not taken at its word
+)
+GROWTH = 4.0  # times its scale that one change may make of it
+OWN = 8  # changes of its own after which a series has forgotten the scale that it was lent
 SLOW_SHARE = 0.1  # of the slow scale that the running scale never falls below
 LEVEL_MEMORY = 512.0  # the same for the long-run level
 SEASON_MEMORY = 256.0  # the same for a season's score
 PRIOR_STEPS = 2.0  # steps that the scale lent to a newborn series counts for
-SCALE_FLOOR = 1e-7  # of the value itself: float32 resolves no less
+SCALE_FLOOR = 1e-7  # of the level, relative to the base: float32 resolves no less
 NAIVE_STEPS = 6  # steps ahead at which a season has to beat the last value
 WEEK_DAYS = 7.0
 DAY_S = 86400.0
@@ -58,8 +63,12 @@ SCALARS = {
     "level": (LEVEL_MEMORY, 1.0),  # long-run mean of the value
     "spread": (LEVEL_MEMORY, 1.0),  # long-run mean absolute distance from the level
     "dt_s": (2 * SCALE_MEMORY, 0.0),  # usual time between steps
-    "naive": (SEASON_MEMORY, 0.0),  # mean absolute change over NAIVE_STEPS: what a season has to beat
+    "naive": (
+        SEASON_MEMORY,
+        0.0,
+    ),  # mean absolute change over NAIVE_STEPS beyond `climb`: what a season has to beat
     "far": (SEASON_MEMORY, 0.0),  # mean absolute change over LAGS
+    "climb": (SEASON_MEMORY, 0.0),  # mean change over NAIVE_STEPS
     "still": (2 * SCALE_MEMORY, 0.0),  # share of steps without a change
     "echo": (2 * SCALE_MEMORY, 0.0),  # mean product of successive changes, in squared scales
 }
@@ -67,7 +76,8 @@ SCALARS = {
 MEMORIES, PRIORS = np.array([*SCALARS.values()], np.float32).T[..., None]
 SIZES = np.array([[*SCALARS].index(name) for name in ("fast", "naive", "far")])
 LENT = np.arange(len(SCALARS))[:, None] < 3  # the first of them, which others lend to a newborn series
-RUNNING = len(SCALARS) + len(MEANS) + SEASONS  # floats of a packed `Running`
+TAME = np.isin([*SCALARS], ["level", "spread"])[:, None]  # those that a wild change leaves as they are
+RUNNING = len(SCALARS) + len(MEANS) + 2 * SEASONS  # floats of a packed `Running`
 
 
 class Running(NamedTuple):
@@ -75,7 +85,10 @@ class Running(NamedTuple):
 
     scalars: Float[Array, "scalar batch"]
     mean: Float[Array, "batch mean"]  # exponentially weighted means of the value
-    season: Float[Array, "batch season"]  # mean absolute change over each candidate period; 0: not seen yet
+    season: Float[
+        Array, "batch season"
+    ]  # how well each candidate period foretold, see `Season`; 0: not seen yet
+    drift: Float[Array, "batch season"]  # mean change over each candidate period
 
     def of(self, name: str) -> Float[Array, " batch"]:
         """One of the SCALARS."""
@@ -86,25 +99,27 @@ class Season(NamedTuple):
     """The season chosen for each series."""
 
     period: Int[Array, " batch"]  # steps; 0: none
+    drift: Float[Array, " batch"]  # mean change over a period
     trust: Float[Array, " batch"]  # 0 where it foretells no better than the last value, towards 1 the better
 
 
 def pack(running: Running) -> Float[Array, "batch packed"]:
     """As one array: fewer columns to read and write."""
-    return jnp.concatenate([running.scalars.T, running.mean, running.season], axis=1)
+    return jnp.concatenate([running.scalars.T, *running[1:]], axis=1)
 
 
 def unpack(packed: Float[Array, "batch packed"]) -> Running:
     """The inverse of `pack`."""
-    scalars, mean, season = jnp.split(packed, [len(SCALARS), len(SCALARS) + len(MEANS)], axis=1)
-    return Running(scalars.T, mean, season)
+    ends = [*accumulate((len(SCALARS), len(MEANS), SEASONS))]
+    scalars, *rest = jnp.split(packed, ends, axis=1)
+    return Running(scalars.T, *rest)
 
 
 def newborn(scale: Float[Array, " batch"]) -> Running:
     """Statistics of series that have seen nothing yet; `scale` is what other series lend them."""
     scalars = jnp.where(LENT, scale, 0.0)
-    means, seasons = (jnp.zeros((*scale.shape, n), scale.dtype) for n in (len(MEANS), SEASONS))
-    return Running(scalars, means, seasons)
+    rest = (jnp.zeros((*scale.shape, n), scale.dtype) for n in (len(MEANS), SEASONS, SEASONS))
+    return Running(scalars, *rest)
 
 
 def observe(
@@ -115,36 +130,83 @@ def observe(
     past: Float[Array, "batch lead"],
     lagged: Float[Array, "batch season"],
     periods: Int[Array, " season"],
-) -> Running:
-    """Take in one step of each series.
+) -> tuple[Running, Float[Array, " batch"]]:
+    """Take in one step of each series; also the scale of its own that a series takes with it instead of a lent one.
+
+    That is 0 but at one step of its life, see `_own_scale`.
 
     `count` is the number of steps before this one; `past` are the LEAD values before it, newest last, `lagged` those
     one period ago (the oldest known one where the series is younger; a first step gets its own value).
     """
     n = count.astype(jnp.float32)
+    usual = running_scale(running)
     change, before = value - past[:, -1], past[:, -1] - past[:, -2]
-    size, naive, far = (jnp.abs(value - past[:, -k]) for k in (1, NAIVE_STEPS, LAGS))
+    size, far = (jnp.abs(value - past[:, -k]) for k in (1, LAGS))
+    tame, shock = judge_change(value, past, usual)
+    wildest = WILD * jnp.maximum(usual, 1e-30)
+    climb = jnp.clip(value - past[:, -NAIVE_STEPS], -wildest, wildest)
+    naive = jnp.abs(climb - running.of("climb"))
     kept = 1 - 1 / jnp.clip(n + 1, 1.0, LEVEL_MEMORY)  # of the distance from the level, which follows first
     still = (size == 0).astype(jnp.float32)
     step, step_before = jnp.clip(
         jnp.stack([change, before]) / jnp.maximum(running.of("scale"), 1e-30), -5.0, 5.0
     )
     away = kept * jnp.abs(value - running.of("level"))
-    now = jnp.stack([value, away, dt_s, naive, far, still, step * step_before])
+    now = jnp.stack([value, away, dt_s, naive, jnp.minimum(far, wildest), climb, still, step * step_before])
     old, new = running.scalars, jnp.concatenate([jnp.broadcast_to(size, (LENT.sum(), *size.shape)), now])
     moved = old + (new - old) / jnp.clip(n + PRIORS, 1.0, MEMORIES)
+    known = tame | (count < OWN)
+    most = jnp.maximum(old, usual) * jnp.where(shock, GROWTH, 1.0)
+    moved = jnp.where(LENT & ~known, jnp.clip(moved, old, most), moved)
+    moved = jnp.where(TAME & ~known, old, moved)
+    own = _own_scale(running, count, value, past)
+    moved = jnp.where(LENT & (own > 0), own, moved)
     lent = LENT & (count == 0)
 
-    age = jnp.maximum(count[:, None] - periods + 1, 1).astype(jnp.float32)
-    score = running.season + (jnp.abs(value[:, None] - lagged) - running.season) / jnp.minimum(
-        age, SEASON_MEMORY
-    )
-    return Running(
+    rate = 1 / jnp.clip(count[:, None] - periods + 1, 1, SEASON_MEMORY).astype(jnp.float32)
+    across = jnp.clip(value[:, None] - lagged, -wildest[:, None], wildest[:, None])  # a period
+    miss = jnp.abs(across - running.drift)
+    seen = available(count, periods)
+    towards = (value[:, None] - running.mean) / jnp.clip(n[:, None] + 1, 1.0, jnp.asarray(MEANS))
+    after = Running(
         jnp.where(lent, old, moved),
-        mean=running.mean
-        + (value[:, None] - running.mean) / jnp.clip(n[:, None] + 1, 1.0, jnp.asarray(MEANS)),
-        season=jnp.where(available(count, periods), score, running.season),
+        mean=running.mean + jnp.where(known[:, None], towards, 0.0),
+        season=running.season + jnp.where(seen, rate * (miss - running.season), 0.0),
+        drift=running.drift + jnp.where(seen, rate * (across - running.drift), 0.0),
     )
+    return after, own
+
+
+def judge_change(
+    value: Float[Array, " batch"], past: Float[Array, "batch lead"], usual: Float[Array, " batch"]
+) -> tuple[Bool[Array, " batch"], Bool[Array, " batch"]]:
+    """Whether a change is tame, and whether a wild one tells of more to come.
+
+    One wild change is a new level, a second one that takes it back was a bad tick; neither says that changes have
+    grown. A second one that does not, or a third, does.
+    """
+    path = jnp.concatenate([past[:, -4:], value[:, None]], axis=1)
+    wild = jnp.abs(jnp.diff(path, axis=1)) > WILD * usual[:, None]
+    back = jnp.abs(path[:, -1] - path[:, -3]) <= WILD * usual
+    return ~wild[:, -1], wild[:, -2] & (~back | wild[:, -3])
+
+
+def _own_scale(
+    running: Running,
+    count: Int[Array, " batch"],
+    value: Float[Array, " batch"],
+    past: Float[Array, "batch lead"],
+) -> Float[Array, " batch"]:
+    """The mean size of a series' changes so far at the step at which it forgets what it was lent; else 0.
+
+    That is after OWN changes, or with its first one if that comes later. A single wild one among them does not count.
+    """
+    sizes = jnp.abs(jnp.diff(jnp.concatenate([past[:, -OWN:], value[:, None]], axis=1), axis=1))
+    total, most = sizes.sum(1), sizes.max(1)
+    rest = (total - most) / (OWN - 1)
+    first = jnp.where((rest > 0) & (most > WILD * rest), rest, total / OWN)
+    late = (count > OWN) & (running.of("still") == 1)
+    return jnp.where(count == OWN, first, jnp.where(late, sizes[:, -1] / jnp.maximum(count, 1), 0.0))
 
 
 def available(count: Int[Array, " batch"], periods: Int[Array, " season"]) -> Array:
@@ -154,8 +216,9 @@ def available(count: Int[Array, " batch"], periods: Int[Array, " season"]) -> Ar
 
 def season_score(
     values: Float[Array, "batch memory"], count: Int[Array, " batch"], period: Int[Array, ""]
-) -> Float[Array, " batch"]:
-    """What `Running.season` holds of a period, from the newest values alone (newest last); 0 where it was not seen.
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    """What `Running` holds of a period, `season` and `drift`, from the newest values alone (newest last); 0 where it
+    was not seen.
 
     A period that a new model brings has no score yet: one that grew from 0 would be trusted blindly for hundreds of
     steps.
@@ -163,13 +226,18 @@ def season_score(
     length = values.shape[1]
     lag = jnp.arange(length, 0, -1)
     known = (period > 0) & (lag + period <= jnp.minimum(count, length)[:, None]) & (lag <= int(SEASON_MEMORY))
-    miss = jnp.abs(values - jnp.roll(values, period, axis=1))
-    return (jnp.where(known, miss, 0.0)).sum(1) / jnp.maximum(known.sum(1), 1)
+    across = values - jnp.roll(values, period, axis=1)
+
+    def mean(x: Array) -> Array:
+        return jnp.where(known, x, 0.0).sum(1) / jnp.maximum(known.sum(1), 1)
+
+    drift = mean(across)
+    return mean(jnp.abs(across - drift[:, None])), drift
 
 
-def running_scale(running: Running, magnitude: Array) -> Array:
+def running_scale(running: Running) -> Array:
     """The unit of everything: the running scale, never far below the slow one nor what float32 resolves."""
-    floor = SCALE_FLOOR * jnp.abs(magnitude) + 1e-12
+    floor = SCALE_FLOOR * jnp.abs(running.of("level")) + 1e-12
     return jnp.maximum(jnp.maximum(running.of("scale"), SLOW_SHARE * running.of("slow")), floor)
 
 
@@ -181,13 +249,13 @@ def choose_seasons(
     cost = jnp.where(proven, running.season / jnp.maximum(running.of("naive"), 1e-30)[:, None], jnp.inf)
     best = jnp.argmin(cost, axis=1)
     rest = jnp.where(jnp.arange(SEASONS) == best[:, None], jnp.inf, cost)
-    return _season(cost, best, periods), _season(rest, jnp.argmin(rest, axis=1), periods)
+    return _season(running, cost, best, periods), _season(running, rest, jnp.argmin(rest, axis=1), periods)
 
 
-def _season(cost: Array, chosen: Array, periods: Array) -> Season:
-    ratio = jnp.take_along_axis(cost, chosen[:, None], axis=1)[:, 0]
+def _season(running: Running, cost: Array, chosen: Array, periods: Array) -> Season:
+    ratio, drift = (jnp.take_along_axis(x, chosen[:, None], axis=1)[:, 0] for x in (cost, running.drift))
     trust = jnp.clip(1.0 - ratio, 0.0, 1.0)
-    return Season(jnp.where(trust > 0, periods[chosen], 0), trust)
+    return Season(jnp.where(trust > 0, periods[chosen], 0), drift, trust)
 
 
 def season_lags(
@@ -198,12 +266,16 @@ def season_lags(
     The first column is the origin's own, then targets 1..horizon. A season shorter than the horizon is repeated: of the
     multiples the shortest that is not in the future.
     """
+    back = cycles_back(period, horizon)[:, None] + jnp.arange(cycles)[:, None]
+    return jnp.maximum(period[:, None, None] * back - jnp.arange(horizon + 1), 0)
+
+
+def cycles_back(period: Int[Array, " batch"], horizon: int) -> Int[Array, "batch horizon_and_origin"]:
+    """How many periods before the origin and each target the newest place of the same phase is that is known."""
     h = jnp.arange(horizon + 1)
-    p = period[:, None, None]
-    some = jnp.broadcast_to(jnp.maximum(p, 1), (*p.shape[:2], horizon + 1))
+    some = jnp.broadcast_to(jnp.maximum(period, 1)[:, None], (*period.shape, horizon + 1))
     # Nothing here is negative: `//` would see to that, at twice the cost.
-    back = jnp.maximum(jax.lax.div(h + some - 1, some), 1) + jnp.arange(cycles)[:, None]
-    return jnp.maximum(p * back - h, 0)
+    return jnp.maximum(jax.lax.div(h + some - 1, some), 1)
 
 
 def squash(x: Array) -> Array:

@@ -170,8 +170,9 @@ def prepare(
     inputs, direct, scale = _experience(flat, periods, index, model)
     change = flat.value[np.minimum(ahead, len(flat.value) - 1)] - flat.value[index][:, None]
     target = np.clip(change / scale[:, None], -TARGET_CAP, TARGET_CAP)
-    usual = np.array([_mean_change(flat, b, s) for b, s in zip(begin, split, strict=True)])
-    weight = np.minimum(scale / np.maximum(usual, _floor(flat, index, owner, len(kept)))[owner], WEIGHT_CAP)
+    taught = zip(offsets[:-1], offsets[:-1] + split - begin, strict=True)
+    usual = np.array([scale[first:last].mean() if last > first else 1.0 for first, last in taught])
+    weight = np.minimum(scale / usual[owner], WEIGHT_CAP)
     return Examples(
         inputs=inputs,
         direct=direct,
@@ -289,13 +290,6 @@ def _older(begin: Ints, split: Ints, end: Ints, spec: HistorySpec, model: ModelS
 
 def _mean_change(flat: _Flat, begin: int, end: int) -> float:
     return float(np.abs(np.diff(flat.value[begin:end])).mean()) if end - begin > 1 else 0.0
-
-
-def _floor(flat: _Flat, index: Ints, owner: Ints, series: int) -> NDArray[np.float64]:
-    """What float32 resolves at the magnitude of each series: the least mean change it is given."""
-    magnitude = np.zeros(series)
-    np.maximum.at(magnitude, owner, np.abs(flat.value[index]))
-    return features.SCALE_FLOOR * magnitude + 1e-12
 
 
 # --- what serving would have seen ---------------------------------------------------------------------
@@ -437,7 +431,8 @@ def _period_costs(value: NDArray[np.float64], spec: HistorySpec) -> NDArray[np.f
     now = value[longest:]
     cost = np.full(features.MAX_PERIOD + 1, np.inf)
     for steps in range(1, longest + 1):
-        cost[steps] = np.abs(now - value[longest - steps : len(value) - steps]).mean()
+        change = now - value[longest - steps : len(value) - steps]
+        cost[steps] = np.abs(change - change.mean()).mean()
     naive = cost[features.NAIVE_STEPS]
     return cost / naive if naive > 0 else None
 
@@ -452,8 +447,10 @@ def _dips(cost: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _echoes(cost: NDArray[np.float64], period: int) -> NDArray[np.bool_]:
-    """Lengths that owe their low cost to a season: one more or one less of it costs no more. (series, length)"""
+    """Lengths that owe their low cost to a season: one more or one less of it costs no more, or nobody knows what one
+    more costs. (series, length)
+    """
     less, more = np.full_like(cost, np.inf), np.full_like(cost, np.inf)
     less[:, period + 1 :] = cost[:, 1:-period]
     more[:, :-period] = cost[:, period:]
-    return cost >= np.minimum(less, more)
+    return (cost >= np.minimum(less, more)) | (np.isinf(more) & np.isfinite(less))

@@ -19,7 +19,7 @@ import zstandard
 from forecaster.core.birth import Loan
 from forecaster.core.grid import Bar, Clock, GridSpec
 from forecaster.core.model import ModelSpec
-from forecaster.core.table import Index, Rows, Series, slot_of
+from forecaster.core.table import YOUNG, Index, Rows, Series, slot_of
 
 SCHEMA = 1
 MEANING = 1  # raised when a column or a member comes to mean something else without changing its shape
@@ -75,6 +75,9 @@ class Member(msgspec.Struct, array_like=True, frozen=True):
     closed: int | None
     level: float
     bars: tuple[OpenBar, ...]
+    age: int = YOUNG
+    last: float = 0.0
+    farthest: float = 0.0
 
 
 class Column(msgspec.Struct, array_like=True, frozen=True):
@@ -226,6 +229,9 @@ def to_member(series: Series, carry: int) -> Member:
         clock.closed,
         clock.level,
         bars,
+        series.age,
+        series.last,
+        series.farthest,
     )
 
 
@@ -233,6 +239,7 @@ def restore(member: Member, series: Series) -> None:
     """Set the host side of a series, whose row is its own, to what was kept."""
     series.born, series.base = member.born, member.base
     series.fresh, series.stepped_s = member.fresh, member.stepped_s
+    series.age, series.last, series.farthest = member.age, member.last, member.farthest
     series.clock = clock = Clock()
     clock.time_s, clock.value, clock.sequence = member.time_s, member.value, member.sequence
     clock.closed, clock.level = member.closed, member.level

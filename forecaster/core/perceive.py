@@ -45,6 +45,7 @@ class Percept(NamedTuple):
     seasonal: Float[Array, "horizon batch"]
     linear: Float[Array, "horizon batch"]
     has_season: Bool[Array, " batch"]
+    misjudged: Bool[Array, " batch"]  # the scale that it was lent, in which it learned until now
     live: Bool[Array, "horizon batch"]  # whether those forecasts were published
     stopped: tuple[Float[Array, "horizon batch"], ...]  # how low and how high they could go, in scales
     limits: tuple[Float[Array, " batch"], ...]  # the same of those made now, in units of the value
@@ -84,11 +85,14 @@ def perceive(
         rows.value, idx, count, jnp.broadcast_to(jnp.arange(features.LEAD, 0, -1), (batch, features.LEAD))
     )
     past = jnp.where((count > 0)[:, None], past, value[:, None])
-    step = grain.observe(step, value - past[:, -1], count)
+    tame, _ = features.judge_change(value, past, features.running_scale(running))
+    step = grain.observe(step, jnp.where(tame | (count < features.OWN), value - past[:, -1], 0.0), count)
     one_period_ago = jnp.broadcast_to(periods, (batch, features.SEASONS))
     lagged = table.lagged(rows.value, idx, count, one_period_ago)
-    running = features.observe(running, count, value, steps.dt_s, past, lagged, periods)
-    scale = features.running_scale(running, value + base)
+    running, own = features.observe(running, count, value, steps.dt_s, past, lagged, periods)
+    scale = features.running_scale(running)
+    misjudged = experts.misjudged(error, own)
+    error = jnp.where(misjudged, experts.newborn(horizon).error[:, :, None], error)
     holt_level, holt_slope = experts.holt(holt_level, holt_slope, count, value)
     known, signals = covariates.observe(known, steps.covariates)
 
@@ -144,9 +148,11 @@ def perceive(
         waited=waited,
         points=points,
         lines=lines_now / scale,
-        seasonal=features.unsquash(sight.best[:, 1:].T),
+        seasonal=features.unsquash(sight.best[:, 1:].T)
+        + seasons[0].drift / scale * features.cycles_back(seasons[0].period, horizon)[:, 1:].T,
         linear=features.unsquash(said.T),
         has_season=seasons[0].period > 0,
+        misjudged=misjudged,
         live=live,
         stopped=tuple((end - had) / jnp.where(settled, scaled, 1.0) for end in stopped),
         limits=tuple(end - value for end in bounds.reach(edges, scale, horizon)),

@@ -221,10 +221,14 @@ def _write(rows: Rows, idx: Int[Array, " batch"], new: Rows, whole: Callable[[Ar
     return Rows(*map(change, KINDS.values(), rows, new))
 
 
+YOUNG = 8  # steps in which a row can still turn out to have begun with a bad tick
+ASTRAY = 1000.0  # times as far away as two steps after it are from each other
+
+
 class Series:
     """One series of one partition: which row is its, and where it stands. Mutable, on the host."""
 
-    __slots__ = ("base", "born", "clock", "fresh", "name", "row", "stepped_s")
+    __slots__ = ("age", "base", "born", "clock", "farthest", "fresh", "last", "name", "row", "stepped_s")
 
     def __init__(self, name: str, row: int, born: int = 0) -> None:
         self.name = name
@@ -233,7 +237,27 @@ class Series:
         self.base = 0.0  # float64: what the row's values are relative to
         self.fresh = True  # whether its next step starts the row anew
         self.stepped_s = 0.0  # event time of its newest step
+        self.age = 0  # steps since the row began, up to YOUNG
+        self.last = 0.0  # float64: value of its newest step
+        self.farthest = 0.0  # from the base, so far
         self.clock = Clock()
+
+    def step(self, value: float, time_s: float, fresh: bool) -> bool:
+        """Take note of a step; whether the row starts anew with it.
+
+        It does where it began with a value that was none: the first one is what all others are relative to in
+        float32, and where it lies ASTRAY times farther away than the step from the second to the next, these are lost.
+        """
+        fresh = fresh or self.fresh
+        if not fresh and self.age < YOUNG:
+            self.age += 1
+            fresh = 0 < ASTRAY * abs(value - self.last) < self.farthest
+            self.farthest = max(self.farthest, abs(value - self.base))
+        if fresh:
+            self.base, self.stepped_s, self.fresh = value, time_s, False
+            self.age, self.farthest = 0, 0.0
+        self.last = value
+        return fresh
 
 
 class Index:

@@ -13,7 +13,7 @@ from forecaster.core import features
 from forecaster.core.features import LEAD, Running
 
 STEPS = 120
-OBSERVE, INPUTS = jax.jit(features.observe), jax.jit(features.recurrent_inputs)
+OBSERVE, INPUTS = jax.jit(lambda *seen: features.observe(*seen)[0]), jax.jit(features.recurrent_inputs)
 PERIODS = jnp.asarray([7, 24, 0, 0, 0, 0], jnp.int32)
 
 
@@ -43,7 +43,7 @@ def inputs(values: np.ndarray, base: float, running: Running, time: int = 20) ->
     """Recurrent inputs of the newest `time` steps; values are relative to the base."""
     known = np.asarray(values, np.float32)
     padded = np.concatenate([np.full(LEAD + time, known[0]), known])[-LEAD - time :]
-    scale = np.asarray(features.running_scale(running, jnp.asarray(known[-1:] + base, jnp.float32)))
+    scale = np.asarray(features.running_scale(running))
     found = INPUTS(
         jnp.asarray(padded[None]),
         jnp.full((1, time), scale[0]),
@@ -52,7 +52,7 @@ def inputs(values: np.ndarray, base: float, running: Running, time: int = 20) ->
         jnp.asarray(np.stack([padded[LEAD - 7 : -7], padded[LEAD - 6 : -6]], axis=-1)[None]),
         jnp.asarray([base], jnp.float32),
         running,
-        features.Season(jnp.asarray([7]), jnp.asarray([0.5])),
+        features.Season(jnp.asarray([7]), jnp.asarray([0.0]), jnp.asarray([0.5])),
     )
     return np.asarray(found[0])
 
@@ -64,22 +64,60 @@ def season(steps: int = STEPS, period: int = 7, noise: float = 0.1, seed: int = 
 
 def test_the_running_scale_is_the_mean_change_lately() -> None:
     values = np.cumsum(np.random.default_rng(0).normal(size=STEPS)).astype(np.float32)
-    scale = 1.0
-    for n, (before, now) in enumerate(pairwise(values.tolist()), 1):
-        scale += (abs(now - before) - scale) / min(n + features.PRIOR_STEPS, features.SCALE_MEMORY)
+    changes = [abs(now - before) for before, now in pairwise(values.tolist())]
+    scale = float(np.mean(changes[: features.OWN]))
+    for n, change in enumerate(changes[features.OWN :], features.OWN + 1):
+        scale += (change - scale) / min(n + features.PRIOR_STEPS, features.SCALE_MEMORY)
     found = observed(values)[-1]
     assert float(found.of("scale")[0]) == pytest.approx(scale, rel=1e-4)
     assert float(found.of("dt_s")[0]) == pytest.approx(60.0, rel=0.05)
 
 
 def test_the_scale_has_a_floor_that_float32_can_resolve() -> None:
-    found = observed(np.full(STEPS, 3.0), lent=0.0)[-1]
+    found = observed(np.full(STEPS, 3e6), lent=0.0)[-1]
     assert float(found.of("scale")[0]) == 0.0
-    floor = float(features.running_scale(found, jnp.asarray([1e6]))[0])
-    assert floor == pytest.approx(features.SCALE_FLOOR * 1e6)
-    assert float(features.running_scale(found, jnp.asarray([0.0]))[0]) > 0
+    assert float(features.running_scale(found)[0]) == pytest.approx(features.SCALE_FLOOR * 3e6)
+    assert float(features.running_scale(observed(np.zeros(STEPS), lent=0.0)[-1])[0]) > 0
     burst = observed(np.append(np.random.default_rng(0).normal(size=STEPS), np.zeros(STEPS)))[-1]
-    assert float(features.running_scale(burst, jnp.asarray([0.0]))[0]) >= 0.1 * float(burst.of("slow")[0])
+    assert float(features.running_scale(burst)[0]) >= 0.1 * float(burst.of("slow")[0])
+
+
+@pytest.mark.parametrize("lent", [1e-9, 1e-3, 1e6])
+@pytest.mark.parametrize("still", [0, 5, 40])
+def test_a_lent_scale_is_forgotten_with_the_first_changes_of_its_own(lent: float, still: int) -> None:
+    values = np.cumsum(np.random.default_rng(0).normal(size=STEPS)) * (np.arange(STEPS) >= still)
+    known, fitting = (observed(values, lent=scale)[-1] for scale in (lent, 1.0))
+    for name in ("scale", "slow", "fast"):
+        np.testing.assert_allclose(known.of(name), fitting.of(name), rtol=1e-5)
+    moved = np.abs(np.diff(values))
+    assert float(known.of("slow")[0]) == pytest.approx(moved.mean(), rel=0.25)
+
+
+@pytest.mark.parametrize("value", [-1e4, 65535.0, 1e9])
+def test_a_single_bad_tick_leaves_the_scales_and_the_means_alone(value: float) -> None:
+    values = np.cumsum(np.random.default_rng(1).normal(size=STEPS))
+    bad = values.copy()
+    bad[100] = value
+    good, spoiled = observed(values)[-1], observed(bad)[-1]
+    for name in ("scale", "slow", "fast", "level", "spread"):
+        np.testing.assert_allclose(spoiled.of(name), good.of(name), rtol=0.3, err_msg=name)
+    np.testing.assert_allclose(spoiled.mean, good.mean, atol=2.0)
+
+
+def test_a_new_level_is_one_to_the_means_and_nothing_to_the_scale() -> None:
+    values = np.cumsum(np.random.default_rng(1).normal(size=STEPS))
+    shifted = values + 1e4 * (np.arange(STEPS) >= 60)
+    before, after = observed(values)[-1], observed(shifted)[-1]
+    np.testing.assert_allclose(after.of("scale"), before.of("scale"), rtol=0.1)
+    assert abs(float(after.mean[0, 0]) - shifted[-1]) < 10  # the fastest of them
+
+
+def test_changes_that_stay_a_thousand_times_as_large_are_the_scale_within_a_few_dozen() -> None:
+    changes = np.random.default_rng(1).normal(size=STEPS)
+    changes[60:] *= 1e3
+    found = observed(np.cumsum(changes))
+    assert float(features.running_scale(found[59])[0]) < 2
+    assert float(features.running_scale(found[-1])[0]) == pytest.approx(np.abs(changes[70:]).mean(), rel=0.5)
 
 
 @pytest.mark.parametrize("factor", [1e-5, 1e-2, 1e6])
@@ -111,8 +149,7 @@ def test_inputs_at_a_step_read_nothing_after_it(time: int) -> None:
     changed = values.copy()
     changed[-5:] += 50.0
     other = inputs(changed, 0.0, running, 20)
-    scaled = np.asarray(features.running_scale(running, jnp.asarray([0.0])))
-    assert scaled[0] > 0
+    assert float(features.running_scale(running)[0]) > 0
     np.testing.assert_allclose(longer[:15], other[:15], atol=1e-3)
     assert not np.allclose(longer[15:], other[15:], atol=0.5)
 
@@ -124,6 +161,18 @@ def test_the_season_that_foretells_best_is_chosen() -> None:
     assert 0.5 < float(best.trust[0]) <= 1.0
     young, _ = features.choose_seasons(running, jnp.asarray([13]), PERIODS)
     assert int(young.period[0]) == 0  # not yet seen twice
+
+
+def test_a_season_is_trusted_under_a_trend_and_a_trend_is_not_taken_for_one() -> None:
+    trend = 0.5 * np.arange(STEPS)
+    best, _ = features.choose_seasons(observed(season() + trend)[-1], jnp.asarray([STEPS - 1]), PERIODS)
+    plain, _ = features.choose_seasons(observed(season())[-1], jnp.asarray([STEPS - 1]), PERIODS)
+    assert int(best.period[0]) == 7
+    assert float(best.trust[0]) == pytest.approx(float(plain.trust[0]), abs=0.05)
+    assert float(best.drift[0]) == pytest.approx(7 * 0.5, rel=0.02)
+    walk = trend + np.cumsum(0.3 * np.random.default_rng(0).normal(size=STEPS))
+    none, _ = features.choose_seasons(observed(walk)[-1], jnp.asarray([STEPS - 1]), PERIODS)
+    assert float(none.trust[0]) < 0.3
 
 
 def test_a_walk_has_no_season() -> None:

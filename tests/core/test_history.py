@@ -62,7 +62,9 @@ def naive_scales(value: np.ndarray) -> list[float]:
             size = abs(now - value[n - 1])
             lately += (size - lately) / min(n + features.PRIOR_STEPS, features.SCALE_MEMORY)
             slow += (size - slow) / min(n + features.PRIOR_STEPS, features.SLOW_MEMORY)
-        scales.append(max(lately, features.SLOW_SHARE * slow, features.SCALE_FLOOR * abs(now) + 1e-12))
+        if n == features.OWN:
+            lately = slow = float(np.abs(np.diff(value[: n + 1])).mean())
+        scales.append(max(lately, features.SLOW_SHARE * slow))
     return scales
 
 
@@ -90,7 +92,7 @@ def test_targets_roles_and_weights_are_those_of_plain_python(lengths: list[int],
     for part, begin in zip(history, examples.begin, strict=True):
         n, value = len(part.value), part.value
         scales, split = naive_scales(value), n - round(n * SPEC.holdout_ratio)
-        usual = float(np.abs(np.diff(value[:split])).mean()) if split > 1 else 0.0
+        usual = float(np.mean(scales[:split])) if split else 0.0
         for t in range(n):
             row = begin + t
             known = [t + h < n for h in (1, 2, 3)]
@@ -340,6 +342,25 @@ def test_a_planted_season_is_found_first(period: int, noise: float) -> None:
     found = find_periods([seasonal(2000, period, noise, seed) for seed in range(3)], HistorySpec())
     assert abs(found[0] - period) <= 1 or found[0] % period == 0
     assert found.dtype == np.int32
+
+
+def test_a_season_is_found_under_a_trend_that_rises_far_above_it() -> None:
+    rising = [
+        part._replace(value=part.value + 0.2 * np.arange(2000.0)) for part in (seasonal(2000, 52, 0.1),)
+    ]
+    assert find_periods(rising, HistorySpec())[0] == 52
+    assert not find_periods(
+        [walk(2000)._replace(value=walk(2000).value + np.arange(2000.0))], HistorySpec()
+    ).any()
+
+
+def test_a_multiple_of_a_season_is_none_where_no_more_of_it_are_seen() -> None:
+    """Sixty steps of a season of 12: at two of them few changes are compared, and may look better by chance."""
+    for seed in range(8):
+        assert find_periods([seasonal(75, 12, 0.3, seed)], HistorySpec()).tolist() in (
+            [12] + [0] * 5,
+            [0] * 6,
+        )
 
 
 def test_two_seasons_in_different_series_are_both_found() -> None:
