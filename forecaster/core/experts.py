@@ -31,6 +31,10 @@ LINES = 5  # numbers an origin: fast mean, slow mean, Holt's level and slope, dr
 CURVES = 3  # numbers a step ahead: network, seasonal, linear
 FAST, SLOW = 0, 2  # which of features.MEANS
 DRIFT_STEPS = 48
+LAST = NAMES.index("last_value")
+ALARM_FADE = 0.8  # of the alarm that is left after a step
+CALM = 2.0  # alarm up to which nothing happens
+ALARM_RATE = 2.0  # of what is beyond, in logarithms of the last value's share
 
 FORGET = 0.002  # of regrets, at each settled forecast
 BORROW = 0.5  # share of a regret that is the mean over all steps ahead
@@ -100,15 +104,39 @@ def assemble(
     return jnp.stack([network, still, *spread_lines(lines, len(network)), seasonal, linear])
 
 
-def weights(blend: Blend, awake: Bool[Array, "expert horizon batch"]) -> Float[Array, "expert horizon batch"]:
+def weights(
+    blend: Blend, awake: Bool[Array, "expert horizon batch"], alarm: Array | float = 0.0
+) -> Float[Array, "expert horizon batch"]:
     """Share of each expert in the mix; those that are not `awake` have nothing to say and get none."""
     score = jnp.where(awake, PRIOR[:, None, None] + _rate(blend.square) * blend.regret, -jnp.inf)
+    score = score.at[LAST].add(ALARM_RATE * jnp.maximum(alarm - CALM, 0.0))
     return jax.nn.softmax(score, axis=0)
 
 
 def _rate(square: Array) -> Array:
     """RATE / sqrt(square), bounded; written so that XLA does not see a reciprocal root, which it computes slowly."""
     return jnp.minimum(RATE_LIMIT, jnp.sqrt(RATE**2 / (square + 0.2)))
+
+
+def sound(
+    alarm: Float[Array, " batch"],
+    blend: Blend,
+    points: Float[Array, "expert horizon batch"],
+    actual: Float[Array, "horizon batch"],
+    settled: Bool[Array, "horizon batch"],
+) -> Float[Array, " batch"]:
+    """How much better than the mix the last value has foretold the next one lately, in mean errors of its own.
+
+    After a jump to a new level it does at once. Forecasts of later steps, which have to wait for their targets, would
+    tell so only a whole horizon later; what comes back after one step raises none.
+    """
+    near = points[:, :1]
+    awake = jnp.isfinite(near)
+    share = weights(Blend(*(part[:, :1] for part in blend)), awake)
+    said, came = (share * jnp.where(awake, near, 0.0)).sum((0, 1)), actual[0]
+    better = (jnp.abs(came - said) - jnp.abs(came)) / jnp.maximum(blend.error[LAST, 0], 1e-3)
+    raised = jnp.maximum(ALARM_FADE * alarm + jnp.clip(better, -3.0, 3.0), 0.0)
+    return jnp.where(settled[0], raised, alarm)
 
 
 def first_words(blend: Blend, speaks: Bool[Array, " batch"]) -> Bool[Array, " batch"]:
@@ -195,7 +223,7 @@ def misjudged(
 
     In its own the last value is wrong by about 1 in the next step: the scale is the mean change.
     """
-    last = error[NAMES.index("last_value"), 0]
+    last = error[LAST, 0]
     return (own > 0) & ((last < 1 / MISJUDGED) | (last > MISJUDGED))
 
 

@@ -46,6 +46,7 @@ class Percept(NamedTuple):
     linear: Float[Array, "horizon batch"]
     has_season: Bool[Array, " batch"]
     misjudged: Bool[Array, " batch"]  # the scale that it was lent, in which it learned until now
+    alarm: Float[Array, " batch"]
     live: Bool[Array, "horizon batch"]  # whether those forecasts were published
     stopped: tuple[Float[Array, "horizon batch"], ...]  # how low and how high they could go, in scales
     limits: tuple[Float[Array, " batch"], ...]  # the same of those made now, in units of the value
@@ -65,7 +66,7 @@ def perceive(
         return table.whole(column, idx)
 
     count, base, value = read(rows.count), read(rows.base), steps.value
-    running, holt_level, holt_slope, edges, step, known = row.unpack(read(rows.running))
+    running, holt_level, holt_slope, alarm, edges, step, known = row.unpack(read(rows.running))
 
     # what waited for this value
     settled = (count >= jnp.arange(1, horizon + 1)[:, None]) & steps.valid
@@ -78,6 +79,7 @@ def perceive(
     edges = bounds.observe(edges, value, had, _reached(waited, scaled, spec.levels), settled)
     points = experts.assemble(origin[..., 2:].T, curves)
     blend = Blend(*row.batch_last(read(rows.blend)))
+    alarm = experts.sound(alarm, blend, points, actual, settled)
     error = experts.follow(blend.error, points, actual, settled, count)
 
     # the window and the statistics
@@ -153,6 +155,7 @@ def perceive(
         linear=features.unsquash(said.T),
         has_season=seasons[0].period > 0,
         misjudged=misjudged,
+        alarm=alarm,
         live=live,
         stopped=tuple((end - had) / jnp.where(settled, scaled, 1.0) for end in stopped),
         limits=tuple(end - value for end in bounds.reach(edges, scale, horizon)),
@@ -165,7 +168,7 @@ def perceive(
         base=base,
         value=value,
         trace=jnp.concatenate([trace, signals], axis=1),
-        running=row.pack(Memory(running, holt_level, holt_slope, edges, step, known)),
+        running=row.pack(Memory(running, holt_level, holt_slope, alarm, edges, step, known)),
         origin=jnp.stack([value, jnp.where(steps.live, scale, -scale), *percept.lines], axis=1),
         waiting=waiting.pack(silent, waited),
         regressors=x_linear,

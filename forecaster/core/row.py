@@ -40,17 +40,18 @@ class Memory(NamedTuple):
     running: Running
     level: Array  # and slope of the trend
     slope: Array
+    alarm: Array
     bounds: Bounds
     grain: Grain
     covariates: Float[Array, "batch packed"]
 
 
-_WIDTHS = features.RUNNING, 2, bounds.STATE, grain.STATE  # in that column, in front of the covariates
+_WIDTHS = features.RUNNING, 3, bounds.STATE, grain.STATE  # in that column, in front of the covariates
 
 
 def pack(memory: Memory) -> Array:
     """As the column."""
-    trend = jnp.stack([memory.level, memory.slope], axis=1)
+    trend = jnp.stack([memory.level, memory.slope, memory.alarm], axis=1)
     more = jnp.stack([*memory.bounds, *memory.grain], axis=1)
     return jnp.concatenate([features.pack(memory.running), trend, more, memory.covariates], axis=1)
 
@@ -58,8 +59,8 @@ def pack(memory: Memory) -> Array:
 def unpack(packed: Array) -> Memory:
     """The same, read."""
     running, trend, edges, step, rest = jnp.split(packed, list(accumulate(_WIDTHS)), axis=1)
-    level, slope = trend.T
-    return Memory(features.unpack(running), level, slope, Bounds(*edges.T), Grain(*step.T), rest)
+    level, slope, alarm = trend.T
+    return Memory(features.unpack(running), level, slope, alarm, Bounds(*edges.T), Grain(*step.T), rest)
 
 
 def batch_last(x: Array) -> Array:

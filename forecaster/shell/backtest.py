@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from forecaster.config import Config
-from forecaster.core import experts, table, waiting
+from forecaster.core import experts, row, table, waiting
 from forecaster.core.batch import Issued
 from forecaster.core.fold import Fold
 from forecaster.core.model import Model
@@ -158,4 +158,5 @@ def _shares(rows: table.Rows, idx: Array, horizon: int) -> Array:
     lines = jnp.zeros((experts.LINES, 1, idx.shape[0]))
     awake = jnp.isfinite(experts.assemble(lines, curves))
     blend = experts.Blend(*jnp.moveaxis(table.whole(rows.blend, idx), 0, -1))
-    return experts.weights(blend, awake).mean((1, 2))
+    alarm = row.unpack(table.whole(rows.running, idx)).alarm
+    return experts.weights(blend, awake, alarm).mean((1, 2))

@@ -38,6 +38,8 @@ def with_one(value: float, at: int = BAD_AT) -> np.ndarray:
 
 
 LEVELS = {f"level {level:g}": level + WALK for level in (0.0, 1e3, 1e5, 2.0**22, 2.0**27)}
+NOISE = np.random.default_rng(1).normal(size=STEPS) * STEP
+JUMP = {"noise around a new level": 20 + NOISE + 20 * STEP * (np.arange(STEPS) >= BAD_AT)}
 BAD = {f"a tick of {value:g}": with_one(value) for value in (-9999.0, 0.0, 65535.0, 1e9)}
 FIRST = {f"first {value:g}": with_one(value, 0) for value in (-9999.0, 0.0, 2.0**31)} | {
     "zeros, then a meter": np.r_[np.zeros(5), 2.0**22 + WALK[5:]],
@@ -48,7 +50,7 @@ MOVED = {"a new level": 20 + WALK + 16.0 * (np.arange(STEPS) >= BAD_AT)}
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, np.ndarray]:
-    return bands({"plain": 20 + WALK} | LEVELS | BAD | FIRST | MOVED)
+    return bands({"plain": 20 + WALK} | LEVELS | BAD | FIRST | MOVED | JUMP)
 
 
 @pytest.mark.parametrize("name", LEVELS)
@@ -66,6 +68,13 @@ def test_a_bad_tick_or_a_new_level_is_over_soon(found: dict[str, np.ndarray], na
     width, usual = (band[after, -1] - band[after, 0] for band in (found[name], found["plain"]))
     assert 0.75 < width.mean() / usual.mean() < 1.35
     assert np.abs(found[name][after, 1] - found["plain"][after, 1]).max() < 1.0
+
+
+def test_a_jump_is_followed_from_its_third_tick_on(found: dict[str, np.ndarray]) -> None:
+    (name, values), third = *JUMP.items(), BAD_AT + 2
+    centre = found[name][:, 1] + (values - 20) / STEP
+    assert np.abs(centre[BAD_AT - 50 : BAD_AT]).max() < 2
+    assert np.abs(centre[third : third + 50] - 20).max() < 5
 
 
 @pytest.mark.parametrize("name", FIRST)

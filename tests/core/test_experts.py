@@ -47,6 +47,45 @@ def test_the_shape_of_errors_has_a_mean_absolute_value_of_one() -> None:
     assert experts.shape(LEVELS) == pytest.approx(-experts.shape(LEVELS)[::-1])
 
 
+# --- the alarm ---
+
+
+def alarms(mean: float, outcomes: list[float]) -> list[float]:
+    """After each outcome, where the mix always says `mean` and each is relative to the one before, as in a table."""
+    known = Blend(*(jnp.repeat(part, HORIZON, axis=1)[:, :HORIZON] for part in blend()))
+    alarm, last, found = jnp.zeros(1), mean, []
+    for outcome in outcomes:
+        points = jnp.full((COUNT, HORIZON, 1), mean - last).at[experts.LAST].set(0.0)
+        actual, settled = jnp.full((HORIZON, 1), outcome - last), jnp.ones((HORIZON, 1), bool)
+        alarm, last = experts.sound(alarm, known, points, actual, settled), outcome
+        found.append(float(alarm[0]))
+    return found
+
+
+def last_share(alarm: float) -> float:
+    share = experts.weights(blend(), jnp.ones((COUNT, HORIZON, 1), bool), jnp.asarray([alarm]))
+    np.testing.assert_allclose(share.sum(0), 1.0, rtol=1e-5)
+    return float(share[experts.LAST].min())
+
+
+def test_a_new_level_raises_an_alarm_with_the_second_tick_and_hands_all_steps_to_the_last_value() -> None:
+    before, *after = alarms(0.0, [0.1, 20.0, 20.3, 19.8, 20.1])
+    assert max(before, after[0]) < 0.2  # one tick far away may as well be a spike
+    assert last_share(after[1]) > 2 * last_share(0.0)
+    assert last_share(after[2]) > 0.9
+    assert after == sorted(after)
+
+
+def test_a_spike_that_goes_back_raises_none_and_a_mix_that_learns_ends_it() -> None:
+    assert max(alarms(0.0, [0.1, 20.0, 0.2, -0.1, 0.1])) < experts.CALM
+    assert alarms(20.0, [20.0, 20.5, 19.7, 20.2] * 5)[-1] < experts.CALM
+
+
+def test_noise_around_a_known_mean_raises_hardly_an_alarm() -> None:
+    found = alarms(0.0, np.random.default_rng(0).normal(size=1000).tolist())
+    assert np.mean(np.array(found) > experts.CALM) < 0.01
+
+
 # --- weights ---
 
 
