@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from forecaster.core import experts, row
@@ -73,8 +72,7 @@ class Figures:
         awake = np.ones(blend[0].shape, bool)
         warm = np.asarray(table.count)[padded] >= self._fold.spec.warm_up
         awake[experts.NETWORK] = warm & bool(self._fold.model.version)
-        alarm = row.unpack(jnp.asarray(np.asarray(table.running)[padded])).alarm
-        return np.asarray(_weigh(blend, awake, alarm))[..., : len(rows)]
+        return np.asarray(_weigh(blend, awake, np.asarray(table.running)[padded]))[..., : len(rows)]
 
     def _rise(self, name: str, total: int) -> int:
         """How much a total has risen since it was last told."""
@@ -85,5 +83,5 @@ class Figures:
 
 @jax.jit
 @jax.numpy_rank_promotion("allow")
-def _weigh(blend: Any, awake: Any, alarm: Any) -> jax.Array:
-    return experts.weights(experts.Blend(*blend), awake, alarm)
+def _weigh(blend: Any, awake: Any, running: Any) -> jax.Array:
+    return experts.weights(experts.Blend(*blend), awake, row.unpack(running).alarm)
