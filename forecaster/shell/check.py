@@ -60,6 +60,7 @@ def _broker(config: Config) -> Iterator[str]:
         return
     try:
         yield from admin.check(config.topics, created=config.topics.create)
+        yield from admin.unfit(config.topics)
         denied = admin.denied(config.topics)
         yield from denied.values()
         if "topics.ticks" not in denied and config.topics.ticks in admin.describe([config.topics.ticks]):

@@ -136,6 +136,8 @@ class Worker(ABC):
                     _log.info("topics_created", topics=created)
                 if problems := admin.check(config.topics):
                     raise ConfigError("\n".join(problems))
+                for problem in admin.unfit(config.topics):
+                    _log.warning("unfit_topic", problem=problem)
             finally:
                 admin.close()
             self.reached = True

@@ -1,6 +1,7 @@
 """Slices of topics, followers, topics made and checked: on Apache Kafka."""
 
 import time
+import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,8 @@ from forecaster.shell.kafka.admin import Admin
 from forecaster.shell.kafka.log import Follower, Log, Start
 from forecaster.shell.kafka.sink import Sink
 from tests.broker.workers import fresh_topics, produce, spec_for, until
+
+ROLES = ("ticks", "predictions", "dead_letters", "control", "models", "state")
 
 
 @pytest.fixture
@@ -170,6 +173,63 @@ def test_what_cannot_work_is_listed_with_the_mend(kafka: str) -> None:
         f"topics.models = {topics.ticks!r} has several partitions; it has to have one",
     ]
     admin.close()
+
+
+def made_by_hand(kafka: str, settings: dict[str, dict[str, str]]) -> TopicsSpec:
+    """Topics with these settings, by role."""
+    tag = uuid.uuid4().hex[:8]
+    names = {role: f"{role}-{tag}" for role in ROLES}
+    wanted = {name: {"num_partitions": 1, "configs": settings.get(role, {})} for role, name in names.items()}
+    admin = KafkaAdminClient(bootstrap_servers=kafka)
+    admin.create_topics(wanted, wait_for_metadata=True)
+    admin.close()
+    return TopicsSpec(**names)
+
+
+def test_settings_with_which_records_are_lost_or_refused_are_listed_with_the_mend(
+    kafka: str,
+) -> None:
+    compacted = {"cleanup.policy": "compact"}
+    both = {"cleanup.policy": "compact,delete"}
+    topics = made_by_hand(
+        kafka,
+        {
+            "ticks": compacted,
+            "predictions": compacted | {"max.message.bytes": "700000"},
+            "dead_letters": both,
+            "control": compacted,
+            "state": both,
+        },
+    )
+    admin = Admin(KafkaSpec(bootstrap_servers=kafka, max_message_bytes=800_000))
+    newest = "only the newest of each key is kept, and what has no key is refused; set it to delete"
+    vanishes = "what is older than its retention vanishes; set it to compact alone"
+    assert admin.unfit(topics) == [
+        f"topics.ticks = {topics.ticks!r}: cleanup.policy = 'compact': {newest}",
+        (
+            f"topics.predictions = {topics.predictions!r}: max.message.bytes = 700000: less than"
+            " kafka.max_message_bytes = 800000; raise the one, or lower the other"
+        ),
+        f"topics.dead_letters = {topics.dead_letters!r}: cleanup.policy = 'compact,delete': {newest}",
+        f"topics.models = {topics.models!r}: cleanup.policy = 'delete': {vanishes}",
+        f"topics.state = {topics.state!r}: cleanup.policy = 'compact,delete': {vanishes}",
+    ]
+    admin.close()
+
+
+def test_topics_that_are_created_have_the_settings_that_they_need(kafka: str) -> None:
+    """Also where messages may be larger than a broker takes by default."""
+    spec = KafkaSpec(bootstrap_servers=kafka, max_message_bytes=4 << 20)
+    topics = fresh_topics(kafka).model_copy(update={"models": f"models-{uuid.uuid4().hex[:8]}"})
+    admin = Admin(spec)
+    assert admin.create_missing(topics) == [topics.models]
+    assert {problem.partition(" = ")[0] for problem in admin.unfit(topics)} == {
+        f"topics.{role}" for role in ("predictions", "dead_letters", "control", "state")
+    }
+    admin.close()
+    usual = Admin(KafkaSpec(bootstrap_servers=kafka))
+    assert usual.unfit(topics) == []
+    usual.close()
 
 
 def test_an_admin_client_says_that_nobody_is_there() -> None:

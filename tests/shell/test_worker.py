@@ -61,8 +61,8 @@ class Idle(Worker):
 class Broker:
     """Stands in for the admin client: connecting takes as long as `wait` does."""
 
-    def __init__(self, wait: Callable[[], object], problems: list[str]) -> None:
-        self._wait, self._problems = wait, problems
+    def __init__(self, wait: Callable[[], object], problems: list[str], *unfit: str) -> None:
+        self._wait, self._problems, self._unfit = wait, problems, unfit
 
     def __call__(self, _: object) -> "Broker":
         self._wait()
@@ -70,6 +70,9 @@ class Broker:
 
     def check(self, _: object) -> list[str]:
         return self._problems
+
+    def unfit(self, _: object) -> list[str]:
+        return list(self._unfit)
 
     def close(self) -> None: ...
 
@@ -97,6 +100,21 @@ def test_what_ends_it_is_the_last_event_of_the_log(monkeypatch: pytest.MonkeyPat
     last = events[-1]
     assert (last["event"], last["reason"], last["exit_code"]) == ("failed", "ConfigError", 2)
     assert "topics.ticks = 'x'" in last["error"]
+
+
+def test_settings_of_topics_that_lose_records_are_warned_of_and_end_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    idle = Idle()
+    monkeypatch.setattr(
+        worker, "Admin", Broker(lambda: None, [], "topics.state = 'x': cleanup.policy = 'delete'")
+    )
+    with capture_logs() as events:
+        idle.prepare_topics()
+    assert idle.reached
+    assert [(event["event"], event["log_level"], event["problem"]) for event in events] == [
+        ("unfit_topic", "warning", "topics.state = 'x': cleanup.policy = 'delete'")
+    ]
 
 
 def test_the_log_says_when_ticks_are_no_longer_answered_and_when_they_are_again() -> None:

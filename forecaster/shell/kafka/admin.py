@@ -13,6 +13,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from forecaster.errors import BrokerError
 from forecaster.shell.kafka.client import common_settings, connect, fatal, told
 from forecaster.shell.kafka.rights import ON_TOPICS, denied, needed
+from forecaster.shell.kafka.settings import made_with, unfit
 from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
 
 
@@ -42,7 +43,8 @@ class Admin:
         somebody else creates the same at the same time.
         """
         there = self.describe(_names(topics))
-        missing = {name: how for name, how in _wanted(topics, there).items() if name not in there}
+        wanted = _wanted(self._spec, topics, there)
+        missing = {name: how for name, how in wanted.items() if name not in there}
         if not missing:
             return []
         try:
@@ -77,6 +79,10 @@ class Admin:
             problems.append(f"topics.models = {topics.models!r} has several partitions; it has to have one")
         return problems
 
+    def unfit(self, topics: TopicsSpec) -> list[str]:
+        """Settings of topics with which records are lost or refused, one sentence each, with the mend."""
+        return list(unfit(self._client, self._spec, topics))
+
     def denied(self, topics: TopicsSpec) -> dict[str, str]:
         """Rights that a worker lacks on topics that it may see, on its group and its identity: a sentence by key."""
         try:
@@ -104,22 +110,14 @@ def _names(topics: TopicsSpec) -> list[str]:
     return list(_roles(topics).values())
 
 
-def _wanted(topics: TopicsSpec, there: dict[str, int]) -> dict[str, dict[str, Any]]:
+def _wanted(spec: KafkaSpec, topics: TopicsSpec, there: dict[str, int]) -> dict[str, dict[str, Any]]:
     """How each topic is created: partitions, replicas and the settings that its use asks for."""
-    partitions = there.get(topics.ticks, topics.create_partitions)
-    kept = {"retention.ms": str(round(topics.create_retention_s * 1000))}
-    compacted = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.2"}
-    # Only closed segments are compacted.
-    often = {"segment.bytes": str(64 << 20), "segment.ms": str(3_600_000)}
-    plans = {
-        topics.ticks: (partitions, kept),
-        topics.predictions: (partitions, kept),
-        topics.dead_letters: (1, kept),
-        topics.control: (1, kept),
-        topics.models: (1, compacted),
-        topics.state: (partitions, compacted | often),
-    }
+    with_ticks = there.get(topics.ticks, topics.create_partitions)
     return {
-        name: {"num_partitions": number, "replication_factor": topics.create_replication, "configs": configs}
-        for name, (number, configs) in plans.items()
+        name: {
+            "num_partitions": with_ticks if role in ("ticks", "predictions", "state") else 1,
+            "replication_factor": topics.create_replication,
+            "configs": made_with(role, spec, topics),
+        }
+        for role, name in _roles(topics).items()
     }
