@@ -14,6 +14,8 @@ import pytest
 from forecaster.demo.broker import Broker
 from forecaster.demo.processes import Child
 from forecaster.errors import BrokerError
+from forecaster.shell.kafka import KafkaSpec, TopicsSpec
+from forecaster.shell.kafka.admin import Admin
 
 DEADLINE_S = 30.0
 
@@ -88,6 +90,18 @@ def test_the_broker_listens_and_is_gone_after_it(tmp_path: Path) -> None:
     broker.stop()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.process
+def test_a_broker_that_tells_neither_settings_nor_rights_is_taken_as_it_is(tmp_path: Path) -> None:
+    broker, topics = Broker(tmp_path), TopicsSpec()
+    try:
+        admin = Admin(KafkaSpec(bootstrap_servers=broker.bootstrap_servers))
+        admin.create_missing(topics)
+        assert (admin.check(topics), admin.unfit(topics), admin.denied(topics)) == ([], [], {})
+        admin.close()
+    finally:
+        broker.stop()
 
 
 @pytest.mark.process

@@ -56,6 +56,8 @@ def _on_group(client: Any, group: str) -> set[str] | None:
         return set()
     except KafkaError:  # its coordinator is on its way, or the broker knows no such question
         return None
+    except ValueError:  # the library knows no such right
+        return None
 
 
 def _sees_identity(client: Any, identity: str) -> bool:
