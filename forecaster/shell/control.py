@@ -110,9 +110,9 @@ class Controls:
         key, value = encode(message)
         self._sink.send(self._topic, value, key)
         if not self._sink.flush(timeout_s):
-            failure = self._sink.failure
+            trouble = self._sink.trouble
             self.close()
-            raise BrokerError(f"topic {self._topic!r} could not be written: {failure or 'no answer'}")
+            raise BrokerError(f"topic {self._topic!r} could not be written: {trouble}")
 
     def close(self) -> None:
         """End the client. Never raises."""

@@ -7,10 +7,22 @@ import pytest
 from kafka.record.default_records import DefaultRecordBatch
 
 from forecaster.errors import BrokerError, DataError, FencedError
-from forecaster.shell.kafka import Assigned, Lost, Moved, MoveReason, Revoked
+from forecaster.shell.kafka import Assigned, Lost, Moved, MoveReason, Record, Revoked
+from forecaster.shell.kafka.delivery import AtLeastOnce
+from forecaster.shell.kafka.sink import Sink
 from forecaster.shell.kafka.source import Source
+from forecaster.shell.kafka.transaction import ExactlyOnce
 from tests.apache_kafka import Cluster
-from tests.broker.workers import Worker, answers, fresh_topics, produce, read_all, spec_for, until
+from tests.broker.workers import (
+    Worker,
+    answers,
+    fresh_topics,
+    made_by_hand,
+    produce,
+    read_all,
+    spec_for,
+    until,
+)
 
 
 def test_a_worker_answers_every_tick_once_and_commits_it(kafka: str) -> None:
@@ -274,6 +286,39 @@ def test_taking_work_back_reads_it_again(kafka: str) -> None:
     found = answers(spec, topics.predictions)
     assert set(found) == {(p, offset) for p in range(4) for offset in range(50)}
     assert sum(found.values()) == 200 + again
+
+
+class Verbose(Worker):
+    """Answers with a thousand bytes."""
+
+    def answer(self, records: list[Record]) -> None:
+        for r in records:
+            self.delivery.send(self.topics.predictions, bytes(1000), r.key, partition=r.partition)
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_a_message_that_its_topic_does_not_take_ends_it_with_the_mend(kafka: str, delivery: str) -> None:
+    topics = made_by_hand(kafka, {"predictions": {"max.message.bytes": "500"}})
+    produce(kafka, topics.ticks, [0], 1)
+    spec = spec_for(kafka, delivery=delivery, transactional_id=topics.ticks)
+    worker = Verbose(spec, topics, ExactlyOnce if delivery == "exactly_once" else AtLeastOnce)
+    about = (
+        rf"MessageSizeTooLargeError; a message of 1002 bytes to {topics.predictions}/0, key b's0'; "
+        rf"raise max\.message\.bytes of topic '{topics.predictions}', .* or have fewer model\.levels"
+    )
+    with pytest.raises(BrokerError, match=about):
+        until(lambda: False, worker.turn)
+    worker.kill()
+
+
+def test_a_letter_without_a_key_that_a_compacted_topic_refuses_is_told_with_the_mend(kafka: str) -> None:
+    topic = made_by_hand(kafka, {"dead_letters": {"cleanup.policy": "compact"}}).dead_letters
+    sink = Sink(spec_for(kafka))
+    sink.send(topic, b"not json", None)
+    assert not sink.flush(10.0)
+    assert f"a message of 8 bytes to {topic}/0, key None; a compacted topic" in sink.trouble
+    assert f"set cleanup.policy of topic {topic!r} to delete" in sink.trouble
+    sink.close(1.0)
 
 
 def test_of_two_workers_with_one_static_identity_the_older_stops(kafka: str) -> None:

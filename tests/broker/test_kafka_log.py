@@ -12,9 +12,7 @@ from forecaster.shell.kafka import KafkaSpec, Record, TopicsSpec
 from forecaster.shell.kafka.admin import Admin
 from forecaster.shell.kafka.log import Follower, Log, Start
 from forecaster.shell.kafka.sink import Sink
-from tests.broker.workers import fresh_topics, produce, spec_for, until
-
-ROLES = ("ticks", "predictions", "dead_letters", "control", "models", "state")
+from tests.broker.workers import fresh_topics, made_by_hand, produce, spec_for, until
 
 
 @pytest.fixture
@@ -173,17 +171,6 @@ def test_what_cannot_work_is_listed_with_the_mend(kafka: str) -> None:
         f"topics.models = {topics.ticks!r} has several partitions; it has to have one",
     ]
     admin.close()
-
-
-def made_by_hand(kafka: str, settings: dict[str, dict[str, str]]) -> TopicsSpec:
-    """Topics with these settings, by role."""
-    tag = uuid.uuid4().hex[:8]
-    names = {role: f"{role}-{tag}" for role in ROLES}
-    wanted = {name: {"num_partitions": 1, "configs": settings.get(role, {})} for role, name in names.items()}
-    admin = KafkaAdminClient(bootstrap_servers=kafka)
-    admin.create_topics(wanted, wait_for_metadata=True)
-    admin.close()
-    return TopicsSpec(**names)
 
 
 def test_settings_with_which_records_are_lost_or_refused_are_listed_with_the_mend(

@@ -67,7 +67,7 @@ class Faulty(Worker):
         self.batches += 1
         if self.batches in self.faults:
             assert isinstance(self.delivery, ExactlyOnce)
-            self.delivery._sink._fail(KafkaTimeoutError("injected"))  # type: ignore[union-attr]
+            self.delivery._sink._fail(KafkaTimeoutError("injected"), "predictions", 0, 0, None)  # type: ignore[union-attr]
 
 
 def test_after_any_doubt_the_work_is_done_again_and_seen_once(kafka: str) -> None:

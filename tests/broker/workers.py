@@ -6,10 +6,10 @@ Turns are driven by the test, so several workers can live in one process and be 
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from kafka import KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer
 
 from forecaster.shell.kafka import Assigned, Change, KafkaSpec, Record, TopicsSpec
 from forecaster.shell.kafka.admin import Admin
@@ -18,6 +18,7 @@ from forecaster.shell.kafka.log import Log
 from forecaster.shell.kafka.source import Source
 
 DEADLINE_S = 60.0
+ROLES = ("ticks", "predictions", "dead_letters", "control", "models", "state")
 Place = tuple[int, int]
 """Partition and offset of a tick."""
 
@@ -25,14 +26,24 @@ Place = tuple[int, int]
 def fresh_topics(kafka: str, partitions: int = 4) -> TopicsSpec:
     """Topics that nobody else uses, created."""
     tag = uuid.uuid4().hex[:8]
-    roles = ("ticks", "predictions", "dead_letters", "control", "models", "state")
-    topics = TopicsSpec(**{role: f"{role}-{tag}" for role in roles}, create_partitions=partitions)
+    topics = TopicsSpec(**{role: f"{role}-{tag}" for role in ROLES}, create_partitions=partitions)
     admin = Admin(KafkaSpec(bootstrap_servers=kafka))
     try:
         admin.create_missing(topics)
     finally:
         admin.close()
     return topics
+
+
+def made_by_hand(kafka: str, settings: Mapping[str, Mapping[str, str]]) -> TopicsSpec:
+    """Topics with these settings, by role."""
+    tag = uuid.uuid4().hex[:8]
+    names = {role: f"{role}-{tag}" for role in ROLES}
+    wanted = {name: {"num_partitions": 1, "configs": settings.get(role, {})} for role, name in names.items()}
+    admin = KafkaAdminClient(bootstrap_servers=kafka)
+    admin.create_topics(wanted, wait_for_metadata=True)
+    admin.close()
+    return TopicsSpec(**names)
 
 
 def spec_for(kafka: str, **changes: Any) -> KafkaSpec:

@@ -169,11 +169,11 @@ def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
 
 
 def told(error: BaseException) -> str:
-    """An error with its name in front, once: the library's own say theirs themselves."""
-    name, text = type(error).__name__, str(error)
-    if name in text:
-        return text
-    return f"{name}: {text}" if text else name
+    """An error with its name in front, once: the library's own say theirs themselves. Its notes come behind it."""
+    name, text = type(error).__name__, str(error).removesuffix(": None")
+    if name not in text:
+        text = f"{name}: {text}" if text else name
+    return "; ".join((text, *getattr(error, "__notes__", ())))
 
 
 def fatal(error: BaseException) -> ForecasterError | None:

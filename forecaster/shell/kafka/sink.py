@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kafka import KafkaProducer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import InvalidRecordError, KafkaError, MessageSizeTooLargeError
 
 from forecaster.errors import BrokerError
 from forecaster.shell.crash import Point, passing
@@ -23,6 +23,7 @@ from forecaster.shell.kafka.spec import KafkaSpec
 log = logging.getLogger(__name__)
 
 Headers = Sequence[tuple[str, bytes]]
+_KEY_SHOWN_BYTES = 64
 _OVERHEAD_BYTES = 1024  # more than a record has besides key, value and headers
 
 
@@ -77,7 +78,7 @@ class Sink:
         self.acknowledged = 0
         self.outstanding_bytes = 0
         self.failure: Exception | None = None
-        self._pending: deque[tuple[Any, int]] = deque()
+        self._pending: deque[tuple[Any, int, bytes | None]] = deque()
         self._places: dict[tuple[str, int | None], _Place] = {}
         self._overrides: Settings = overrides
         self._producer: Any = None
@@ -91,6 +92,11 @@ class Sink:
     def producer(self) -> Any:
         """The library's producer, for transactions; None before `connect` and after `close`."""
         return self._producer
+
+    @property
+    def trouble(self) -> str:
+        """Why `flush` said no, for the operator."""
+        return told(self.failure) if self.failure is not None else "no answer"
 
     def room(self) -> bool:
         """Whether more may be sent now. Ask before a batch: the bound is soft by one."""
@@ -122,20 +128,21 @@ class Sink:
             place = self._places.get((topic, partition)) or self._place(topic, partition)
             future = place.append(timestamp_ms, key, value, headers, size)
         except KafkaError as error:
-            self._fail(error)
+            self._fail(error, topic, partition, size, key)
             return
         self.outstanding_bytes += size
-        self._pending.append((future, size))
+        self._pending.append((future, size, key))
         place.latest = future
 
     def settle(self) -> int:
         """Take note of the acknowledgements that have come in; returns `acknowledged`."""
         pending = self._pending
         while pending and pending[0][0].is_done:
-            future, size = pending.popleft()
+            future, size, key = pending.popleft()
             self.outstanding_bytes -= size
             if future.exception is not None:
-                self._fail(future.exception)
+                topic, partition = future._produce_future.topic_partition  # noqa: SLF001
+                self._fail(future.exception, topic, partition, size, key)
             elif self.failure is None:
                 self.acknowledged += 1
         return self.acknowledged
@@ -193,7 +200,24 @@ class Sink:
         self._places[topic, partition] = place
         return place
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(
+        self, error: Exception, topic: str, partition: int | None, size: int, key: bytes | None
+    ) -> None:
+        """Keep the first error, with a note of which message it is about and what can be done."""
         if self.failure is None:
+            place = topic if partition is None else f"{topic}/{partition}"
+            about = f"a message of {size} bytes to {place}, key {key and key[:_KEY_SHOWN_BYTES]!r}"
+            error.add_note(about + _mend(error, topic, key))
             self.failure = error
             log.error("a message could not be delivered: %s", told(error))
+
+
+def _mend(error: Exception, topic: str, key: bytes | None) -> str:
+    if isinstance(error, MessageSizeTooLargeError):
+        return (
+            f"; raise max.message.bytes of topic {topic!r}, and kafka.max_message_bytes if that is smaller, or have"
+            " fewer model.levels or a shorter model.horizon"
+        )
+    if isinstance(error, InvalidRecordError) and key is None:
+        return f"; a compacted topic takes nothing without a key: set cleanup.policy of topic {topic!r} to delete"
+    return ""

@@ -144,9 +144,7 @@ class Models:
                 if not sink.room():
                     sink.flush(_TIMEOUT_S)
             if not sink.flush(_TIMEOUT_S):
-                raise BrokerError(
-                    f"topic {self._topic!r} could not be written: {sink.failure or 'no answer'}"
-                )
+                raise BrokerError(f"topic {self._topic!r} could not be written: {sink.trouble}")
         finally:
             sink.close(timeout_s=1.0)
 
