@@ -336,6 +336,8 @@ class Daemon(Worker):
             waits.append("a broker to answer")
         elif not self.assignment.ever:
             waits.append("the group to assign partitions")
+        if not self.delivery.able:
+            waits.append("a transactional producer")
         if not self.lifecycle.known:
             waits.append("the models topic to say what serves")
         if self.assignment.waiting:

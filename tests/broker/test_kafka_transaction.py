@@ -7,7 +7,7 @@ from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaTimeoutError
 from kafka.structs import ConsumerGroupMetadata
 
-from forecaster.errors import FencedError
+from forecaster.errors import ConfigError, FencedError
 from forecaster.shell.kafka import KafkaSpec, Lost, Record, Revoked
 from forecaster.shell.kafka.log import Log
 from forecaster.shell.kafka.source import Source
@@ -47,11 +47,22 @@ def test_every_tick_is_answered_once_and_no_transaction_stays_open(kafka: str) -
     topics, spec = fresh_topics(kafka), exactly_once(kafka)
     produce(kafka, topics.ticks, range(4), 100)
     worker = Worker(spec, topics, ExactlyOnce)
+    assert not worker.delivery.able
     until(lambda: worker.settled == 400, worker.turn)
     assert worker.committed() == 400
+    assert worker.delivery.able
     worker.stop()
     assert answers(spec, topics.predictions) == EVERY_TICK
     settle_down(kafka, spec, topics.predictions)
+
+
+def test_a_transaction_timeout_that_the_broker_refuses_ends_it_with_the_key(kafka: str) -> None:
+    topics, spec = fresh_topics(kafka), exactly_once(kafka, transaction_timeout_s=901)
+    delivery = ExactlyOnce(Source(spec, topics.ticks))
+    with pytest.raises(ConfigError, match=r"kafka\.transaction_timeout_s .* transaction\.max\.timeout\.ms"):
+        until(lambda: False, delivery.room)
+    assert not delivery.able
+    delivery.close(1.0)
 
 
 class Faulty(Worker):

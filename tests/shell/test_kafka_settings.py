@@ -11,6 +11,9 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import (
     FencedInstanceIdError,
     GroupAuthorizationFailedError,
+    InvalidSessionTimeoutError,
+    InvalidTransactionTimeoutError,
+    KafkaError,
     KafkaTimeoutError,
     ProducerFencedError,
     SaslAuthenticationFailedError,
@@ -118,6 +121,8 @@ def test_requests_are_never_logged_since_they_show_passwords(caplog: pytest.LogC
         (GroupAuthorizationFailedError("g"), RefusedError),
         (SecurityError("no"), RefusedError),
         (SecurityError("no", ours=True), ConfigError),
+        (InvalidSessionTimeoutError(), ConfigError),
+        (KafkaError(f"Unexpected error: {InvalidTransactionTimeoutError()}"), ConfigError),
     ],
 )
 def test_what_a_retry_cannot_mend_is_fatal(error: Exception, ours: type[Exception]) -> None:

@@ -29,6 +29,14 @@ from forecaster.shell.kafka.tls import SecurityError
 Settings = dict[str, Any]
 Client = TypeVar("Client")
 
+_BEYOND_LIMIT = {
+    "InvalidSessionTimeoutError": "kafka.session_timeout_s has to be between the broker's group.min.session.timeout.ms"
+    " and group.max.session.timeout.ms",
+    "InvalidTransactionTimeoutError": "kafka.transaction_timeout_s may not be above the broker's"
+    " transaction.max.timeout.ms",
+}
+"""By name: the library may raise something else, which has it in its text."""
+
 _PASSED_BY_NAME = (
     "client_id",
     "security_protocol",
@@ -193,9 +201,10 @@ def fatal(error: BaseException) -> ForecasterError | None:
         return RefusedError(
             f"the broker denies a right that forecaster needs, see `forecaster check`: {text}"
         )
+    wrong = next((why for name, why in _BEYOND_LIMIT.items() if name in text), None)
     if isinstance(error, KafkaConfigurationError):
-        return ConfigError(f"the client refuses the [kafka] settings: {text}")
-    return None
+        wrong = "the client refuses the [kafka] settings"
+    return ConfigError(f"{wrong}: {text}") if wrong is not None else None
 
 
 def _secret(spec: KafkaSpec, name: str) -> str | None:

@@ -42,6 +42,11 @@ class Delivery(Protocol):
     """The offsets that were committed here, by partition."""
 
     @property
+    def able(self) -> bool:
+        """Whether a batch could be delivered if the broker takes it."""
+        ...
+
+    @property
     def outstanding(self) -> int:
         """Messages that were sent and have not settled."""
         ...
@@ -124,6 +129,11 @@ class AtLeastOnce:
         self._commit_at_s = -float("inf")
         self._fruitless = 0
         source.before_revoke, source.after_revoke = self._settle_before_revoke, self.committed.update
+
+    @property
+    def able(self) -> bool:
+        """Always: a producer is made by the first message."""
+        return True
 
     def begin(self, token: Any = None) -> Batch:
         """A batch of what was just polled."""

@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 
 from kafka.errors import InvalidProducerEpochError, KafkaError, ProducerFencedError
 
-from forecaster.errors import BrokerError, FencedError
+from forecaster.errors import BrokerError, FencedError, ForecasterError
 from forecaster.shell.kafka.client import fatal, told
 from forecaster.shell.kafka.sink import Headers, Sink
 from forecaster.shell.kafka.spec import KafkaSpec
@@ -32,7 +32,7 @@ class Together:
     """A writer with an identity; an earlier one of the same identity is shut out from here on."""
 
     def __init__(self, spec: KafkaSpec, identity: str) -> None:
-        """Connect. Raises BrokerError."""
+        """Connect. Raises BrokerError, and ConfigError for a setting that the broker refuses."""
         self._spec, self._identity = spec, identity
         self._sink = Sink(spec, **transactional_settings(spec, identity))
         try:
@@ -72,12 +72,10 @@ class Together:
         """End the client. Never raises."""
         self._sink.close(timeout_s=1.0)
 
-    def _ours(self, error: Exception) -> BrokerError:
+    def _ours(self, error: Exception) -> ForecasterError:
         cause = cause_of(self._sink, error)
         if isinstance(cause, ProducerFencedError | InvalidProducerEpochError):
             return FencedError(
                 f"another writer with transactional id {self._identity!r} has begun: leave it to that one"
             )
-        known = fatal(cause)
-        text = f"a transaction did not come about: {told(cause)}"
-        return known if isinstance(known, BrokerError) else BrokerError(text)
+        return fatal(cause) or BrokerError(f"a transaction did not come about: {told(cause)}")

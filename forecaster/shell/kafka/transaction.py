@@ -58,6 +58,11 @@ class ExactlyOnce:
         self._settled: list[Settled] = []
 
     @property
+    def able(self) -> bool:
+        """Whether there is a producer."""
+        return self._sink is not None
+
+    @property
     def outstanding(self) -> int:
         """Messages of the open transaction that are on their way."""
         return self._sink.outstanding if self._sink is not None else 0
@@ -178,7 +183,7 @@ class ExactlyOnce:
             ours = fatal(error)
             if ours is not None:
                 raise ours from error
-            log.warning("no transactional producer yet: %s", error)
+            log.warning("no transactional producer yet: %s", told(error))
             self._retry_at_s = self._now() + _RETRY_S
             return False
         self._sink = sink
