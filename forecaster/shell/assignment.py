@@ -43,13 +43,14 @@ class Assignment:
         self.waiting: set[int] = set()
         """Partitions that are ours and not yet rebuilt."""
         self.ever = False
-        """Whether anything was ever assigned: an empty assignment is an answer of the group, too."""
+        """Whether the group has ever decided, be it that there is nothing for us."""
         self.whole: set[int] = set()
         """Partitions that are being rebuilt from all their pages: what they replay was published before."""
         self._source, self._fold, self._state, self._metrics = source, fold, state, metrics
         self._spec, self._topics, self._rebuild_ticks, self._now = spec, topics, rebuild_ticks, now
         self._rebuild: Rebuild | None = None
         self._began_s = 0.0
+        self._standby = False
         self._held = False
 
     @property
@@ -61,8 +62,12 @@ class Assignment:
         """Take note of what the group decided; rows of partitions that left are dropped."""
         for change in changes:
             match change:
+                case Assigned(partitions) if not partitions:
+                    if not self._standby:
+                        _log.info("standby", reason="the group has no partition for this worker")
+                    self.ever = self._standby = True
                 case Assigned(partitions):
-                    self.ever = True
+                    self.ever, self._standby = True, False
                     self.waiting |= partitions
                     self._metrics.rebalances["assigned"].inc()
                     _log.info("partitions_assigned", partitions=sorted(partitions))

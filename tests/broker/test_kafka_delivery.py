@@ -6,7 +6,7 @@ import time
 import pytest
 from kafka.record.default_records import DefaultRecordBatch
 
-from forecaster.errors import BrokerError, DataError, FencedError
+from forecaster.errors import BrokerError, ConfigError, DataError, FencedError
 from forecaster.shell.kafka import Assigned, Lost, Moved, MoveReason, Record, Revoked
 from forecaster.shell.kafka.delivery import AtLeastOnce
 from forecaster.shell.kafka.sink import Sink
@@ -112,6 +112,26 @@ def test_joins_that_end_between_two_polls_are_used_not_begun_again(kafka: str) -
     assert member.state == "<stable>"
     assert member.generation_id <= 3
     source.close()
+
+
+def test_of_more_workers_than_partitions_one_is_told_that_there_is_nothing_and_takes_over(kafka: str) -> None:
+    topics, spec = fresh_topics(kafka, partitions=1), spec_for(kafka, session_timeout_s=3)
+    first, second = Worker(spec, topics), Worker(spec, topics)
+    until(lambda: bool(first.source.assigned), first.turn)
+    until(lambda: bool(second.changes), first.turn, second.turn)
+    assert second.changes == [Assigned(frozenset())]
+    assert first.source.assigned == {0}
+    first.stop()
+    until(lambda: bool(second.source.assigned), second.turn)
+    second.stop()
+
+
+def test_a_session_timeout_that_the_broker_refuses_ends_it_with_the_key(kafka: str) -> None:
+    topics = fresh_topics(kafka, partitions=1)
+    too_long = Source(spec_for(kafka, session_timeout_s=1801), topics.ticks)
+    with pytest.raises(ConfigError, match=r"kafka\.session_timeout_s .* group\.max\.session\.timeout\.ms"):
+        until(lambda: False, lambda: too_long.poll(0.05))
+    too_long.close()
 
 
 def test_a_worker_that_dies_loses_nothing(kafka: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from forecaster.core.tick import Tick
 from forecaster.shell import assignment
@@ -219,3 +220,19 @@ def test_partitions_on_which_workers_died_are_rebuilt_one_by_one_and_noted(world
         world.ours.rebuild()
     assert world.source.noted == [0, 2]
     assert not world.ours.waiting
+
+
+def test_an_assignment_of_nothing_is_one_and_said_once(world: World) -> None:
+    nothing = Assigned(frozenset())
+    with capture_logs() as events:
+        world.ours.apply([nothing])
+        world.ours.apply([nothing])
+        assert (world.ours.ever, world.ours.waiting, world.ours.rebuild()) == (True, set(), [])
+        world.assign(0)
+        world.ours.apply([Revoked(frozenset({0})), nothing])
+    assert [event["event"] for event in events] == [
+        "standby",
+        "partitions_assigned",
+        "partitions_revoked",
+        "standby",
+    ]

@@ -98,9 +98,10 @@ class World:
         monkeypatch.setattr("forecaster.shell.kafka.source.time.sleep", lambda _: None)
         self.source = Source(KafkaSpec(stall_s=60, session_timeout_s=30), "ticks", lambda: self.clock[0])
 
-    def _connect(self, *_: Any) -> FakeClient:
+    def _connect(self, _: object, settings: dict[str, Any]) -> FakeClient:
         if self.refuse is not None:
             raise self.refuse
+        (self.assignor,) = settings["partition_assignment_strategy"]
         self.clients.append(FakeClient(self.clock))
         return self.clients[-1]
 
@@ -112,6 +113,11 @@ class World:
         self.source.poll(0.0)
         self.client.assign(0, 1)
         assert self.source.changes() == [Assigned(frozenset({0, 1}))]
+
+    def given(self, *numbers: int) -> None:
+        """The group has decided; of partitions that are new the listener is told beside that."""
+        partitions = [TopicPartition("ticks", number) for number in numbers]
+        self.assignor.on_assignment(SimpleNamespace(partitions=lambda: partitions), 1)
 
     def fail(self, error: BaseException) -> None:
         def raising() -> None:
@@ -312,3 +318,39 @@ def test_a_commit_that_fails_is_said(world: World) -> None:
     world.client.commit = failing  # type: ignore[method-assign]
     assert not world.source.commit({0: 6})
     assert (world.source.commits, world.source.commit_failures) == (1, 1)
+
+
+def test_a_member_for_which_the_group_has_nothing_is_told_so_once_that_is_settled(world: World) -> None:
+    world.source.poll(0.0)
+    for _ in range(2):
+        world.given()
+        world.source.poll(0.0)
+        assert world.source.changes() == [], "others may be letting go of something"
+        world.clock[0] += 2 * world.source.spec.heartbeat_s
+        world.client._coordinator.rejoin_needed = True
+        world.source.poll(0.0)
+        assert world.source.changes() == [], "it is being shared out anew"
+        world.client._coordinator.rejoin_needed = False
+        world.source.poll(0.0)
+        assert world.source.changes() == [Assigned(frozenset())]
+        world.source.poll(0.0)
+        assert world.source.changes() == []
+
+
+def test_a_member_that_gets_its_partitions_from_others_is_never_told_that_there_are_none(
+    world: World,
+) -> None:
+    world.source.poll(0.0)
+    world.given()
+    world.clock[0] += world.source.spec.heartbeat_s
+    world.given(0, 1)
+    world.client.assign(0, 1)
+    world.clock[0] += 5 * world.source.spec.heartbeat_s
+    world.source.poll(0.0)
+    assert world.source.changes() == [Assigned(frozenset({0, 1}))]
+
+
+def test_work_that_is_taken_back_before_any_assignment_is_none(world: World) -> None:
+    world.source.poll(0.0)
+    world.source.rewind("a test")
+    assert world.source.changes() == []

@@ -7,13 +7,35 @@ changed, it is forgotten altogether: the member then sends no heartbeats and com
 
 A static member whose identity another one has taken learns so from a heartbeat. The library then sends no more of them
 and tells nobody; with nothing to commit, it would be thought silent, join anew, and take the identity back.
+
+Its listener hears of partitions that come and go, and so nothing of an assignment that gives none.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from kafka import KafkaConsumer
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import FencedInstanceIdError
 from kafka.structs import MemberState
+
+
+class Assignor(CooperativeStickyAssignor):
+    """The library's, which tells also of assignments that give nothing."""
+
+    def __init__(self, given: Callable[[bool], None]) -> None:
+        """`given(anything)` is called at each assignment, inside a poll."""
+        super().__init__()
+        self._given = given
+
+    def on_assignment(self, assignment: Any, generation: int) -> None:
+        """Called by the library: the group has decided."""
+        super().on_assignment(assignment, generation)
+        self._given(bool(assignment.partitions()))
+
+    def forget(self) -> None:
+        """What was ours is not any more: else we would claim it when we join again."""
+        self.member_assignment = None
 
 
 class FinishedJoin:
@@ -53,5 +75,11 @@ def _is_fenced(consumer: KafkaConsumer) -> bool:
     if coordinator.group_instance_id is None:
         return False
     with coordinator._lock:  # noqa: SLF001 - a join that ends sets state and heartbeats together
-        at_rest = coordinator.state == MemberState.STABLE and not coordinator.rejoin_needed
-        return at_rest and not coordinator.rejoining and not coordinator._heartbeat_enabled  # noqa: SLF001
+        return is_at_rest(consumer) and not coordinator._heartbeat_enabled  # noqa: SLF001
+
+
+def is_at_rest(consumer: KafkaConsumer) -> bool:
+    """Whether we are in the group, and it knows of no reason to share the partitions out anew."""
+    coordinator = consumer._coordinator  # noqa: SLF001
+    stable = coordinator.state == MemberState.STABLE
+    return stable and not coordinator.rejoin_needed and not coordinator.rejoining

@@ -36,7 +36,10 @@ class MoveReason(StrEnum):
 
 @dataclass(frozen=True)
 class Assigned:
-    """Partitions that are ours from now on, paused until their rows are rebuilt and `resume` is called."""
+    """Partitions that are ours from now on, paused until their rows are rebuilt and `resume` is called.
+
+    None: the group has decided, and there is nothing for us.
+    """
 
     partitions: frozenset[int]
 

@@ -14,7 +14,6 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
     KafkaError,
     KafkaTimeoutError,
@@ -58,6 +57,7 @@ _CONNECT_SLICE_S = 2.0  # the loop turns at least this often while no broker ans
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0)  # before the next client, by failures in a row
 _CALL_TIMEOUT_MS = 5_000  # for one question to the broker
 _ALONE_S = 1.0  # for the next record of one partition
+_HEARTBEATS = 2  # by then a member knows whether partitions are being shared out anew
 
 
 def to_records(records: Iterable[Any]) -> Iterable[Record]:
@@ -71,7 +71,7 @@ class Source:
     Connects when first polled, so that a broker that is away at start is waited for. `poll` gives the
     records of partitions that were resumed; `changes` what happened to partitions meanwhile, to be applied
     before the records. Every partition begins paused. Not thread safe; the library's callbacks run while
-    the caller waits in `poll`.
+    the caller waits in `poll`. A group that has no partition for us says so with an `Assigned` of none.
 
     `epochs` numbers the assignments of each partition that is ours: work that was begun under another
     number is void. `before_revoke(partitions)` is asked, inside the rebalance, for the offsets of finished
@@ -109,6 +109,7 @@ class Source:
         self._retry_at_s = -float("inf")
         self._contact_s = now()
         self._progress = Progress(spec.stall_s, now)
+        self._idle_since_s: float | None = None  # given nothing then, and not told of it yet
         self._readable: dict[int, int] = {}  # where committed reads end; of partitions silent for long
         self._gaps = Gaps(lambda partition, offset: next_readable(spec, partition, offset))
 
@@ -118,7 +119,8 @@ class Source:
         """Records of resumed partitions, grouped by partition, in offset order; at most `most`, or as configured.
 
         Waits at most about `timeout_s`; empty while no broker answers. Raises BrokerError (credentials, rights,
-        `out_of_range = "stop"`), FencedError and DataError (`unreadable = "stop"`), nothing else.
+        `out_of_range = "stop"`), ConfigError (a setting that is refused), FencedError and DataError (`unreadable =
+        "stop"`), nothing else.
         """
         consumer = self._consumer or self._connect(timeout_s)
         if consumer is None:
@@ -129,6 +131,7 @@ class Source:
             free_line(consumer)
             batches = consumer.poll(timeout_ms=round(timeout_s * 1000), max_records=most)
             joining.after_poll(consumer)
+            self._tell_idle(consumer)
             records = [record for batch in batches.values() for record in to_records(batch)]
             self._watch(consumer, [partition.partition for partition in batches])
         except (NoOffsetForPartitionError, OffsetOutOfRangeError, LogTruncationError) as error:
@@ -375,7 +378,7 @@ class Source:
         if wait_s > 0:
             time.sleep(min(wait_s, timeout_s))
             return None
-        assignor = CooperativeStickyAssignor()
+        assignor = joining.Assignor(self._given)
         settings = member_settings(self.spec) | {
             "partition_assignment_strategy": [assignor],
             "bootstrap_timeout_ms": round(_CONNECT_SLICE_S * 1000),
@@ -392,13 +395,13 @@ class Source:
         self._contact_s = self._now()
         return consumer
 
-    def _listen(self, consumer: KafkaConsumer, assignor: CooperativeStickyAssignor) -> Listener:
+    def _listen(self, consumer: KafkaConsumer, assignor: joining.Assignor) -> Listener:
         def gain(partitions: frozenset[int]) -> None:
             consumer.pause(*self._tps(partitions))
             self._gain(partitions)
 
         def lose(partitions: frozenset[int]) -> None:
-            assignor.member_assignment = None  # else we would claim them when we join again
+            assignor.forget()
             self._lose(partitions)
 
         return Listener(
@@ -426,6 +429,7 @@ class Source:
 
     def _drop_client(self, timeout_s: float) -> None:
         consumer, self._consumer = self._consumer, None
+        self._idle_since_s = None
         if consumer is None:
             return
         try:
@@ -533,10 +537,22 @@ class Source:
 
     # -- partitions
 
+    def _given(self, anything: bool) -> None:
+        self._idle_since_s = None if anything else self._now()
+
+    def _tell_idle(self, consumer: KafkaConsumer) -> None:
+        """Say that the group has nothing for us; not at once: what a new member gets others have to let go of first."""
+        since_s = self._idle_since_s
+        patient = since_s is not None and self._now() - since_s >= _HEARTBEATS * self.spec.heartbeat_s
+        if patient and joining.is_at_rest(consumer):
+            self._idle_since_s = None
+            self._changes.append(Assigned(frozenset()))
+
     def _gain(self, partitions: frozenset[int]) -> None:
         self._epoch += 1
         self.epochs.update(dict.fromkeys(partitions, self._epoch))
-        self._changes.append(Assigned(partitions))
+        if partitions:
+            self._changes.append(Assigned(partitions))
 
     def _lose(self, partitions: frozenset[int]) -> None:
         self._forget(partitions)
