@@ -10,6 +10,7 @@ import structlog
 
 from forecaster.core import snapshot
 from forecaster.core.fold import Fold
+from forecaster.core.pages import Refusal
 from forecaster.shell.kafka import Assigned, Change, KafkaSpec, Lost, Moved, Record, Revoked, TopicsSpec
 from forecaster.shell.kafka.source import Source
 from forecaster.shell.metrics import Metrics
@@ -21,6 +22,7 @@ MENDS = {
     Short.UNREAD: "its series start young, and what they had learned is lost; why is in rebuild_interrupted",
     Short.DEADLY: "its series go on from their pages, or start young; every tick from here on is answered",
 }
+APART = "give each group its own topics.state, else they write over each other's pages; series are rebuilt from the log"
 _log = structlog.get_logger(__name__)
 
 
@@ -163,12 +165,16 @@ class Assignment:
             self.whole.add(partition)
         for refusal, count in saved.refused.items():
             self._metrics.state_refused[refusal].inc(count)
+            about: dict[str, object] = {"mend": "their series are rebuilt from the log"}
+            if refusal is Refusal.FOREIGN:
+                about = {"written_by": sorted(saved.strangers), "mend": APART}
             _log.warning(
                 "state_refused",
+                topic=self._topics.state,
                 partition=partition,
                 reason=refusal.value,
                 records=count,
-                mend="their series are rebuilt from the log",
+                **about,
             )
         self._metrics.state_models_missing.inc(known.models_missing)
 

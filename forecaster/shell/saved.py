@@ -31,6 +31,7 @@ class Saved(NamedTuple):
     loans: dict[int, Loan]
     keys: set[bytes]  # of everything that is on the topic
     refused: Counter[Refusal]
+    strangers: set[str]  # consumer groups, with their ticks topics, that wrote what is foreign
     whole: bool  # whether every bucket has its page
 
     @property
@@ -85,9 +86,11 @@ def choose(
     swaps: list[Swap] = []
     skips: list[Skip] = []
     loans: dict[int, Loan] = {}
+    strangers: set[str] = set()
     for data in records.values():
         found = pages.decode(data)
         if not isinstance(found, Refusal):
+            strangers |= {found.source} - {source}
             found = _refusal(found, source, layout, committed) or found
         if isinstance(found, Refusal):
             refused[found] += 1
@@ -113,6 +116,7 @@ def choose(
         loans=loans,
         keys=set(records),
         refused=refused,
+        strangers=strangers,
         whole=len(usable) == buckets,
     )
 

@@ -526,8 +526,14 @@ def test_pages_that_cannot_be_used_are_counted_and_their_series_rebuilt_from_the
     first.come_to(700)
     broker.spoil(change)
     second = Worker(broker, config())
-    second.until(lambda: second.ready)
+    with capture_logs() as logs:
+        second.until(lambda: second.ready)
     assert second.counted("forecaster_state_refused_total", reason=reason.value) >= 1
+    told = [line for line in logs if line["event"] == "state_refused"]
+    assert {(line["topic"], line["reason"]) for line in told} == {("forecaster.state", reason.value)}
+    if reason is Refusal.FOREIGN:
+        assert {tuple(line["written_by"]) for line in told} == {("others:ticks",)}
+        assert all("give each group its own topics.state" in line["mend"] for line in told)
     assert second.counted("forecaster_state_pages_total", event="read") > 0, "of the other partition"
     committed = broker.committed[0]
     assert {s.name for s in second.fold.index.partitions[0].values()} == {
