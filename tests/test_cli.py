@@ -96,7 +96,7 @@ def test_a_broken_configuration_ends_with_its_code_and_no_traceback(
     assert "did you mean model.hidden?" in ended.said
 
 
-@pytest.mark.parametrize("command", [["retrain"], ["models", "list"]])
+@pytest.mark.parametrize("command", [["retrain"], ["models", "list"], ["tail"]])
 def test_without_a_broker_commands_say_so_and_end_with_its_code(call: Call, command: list[str]) -> None:
     ended = call(*command, **NO_BROKER)
     assert ended.code == 4

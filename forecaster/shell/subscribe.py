@@ -5,13 +5,14 @@ written.
 """
 
 import logging
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from forecaster.errors import ConfigError, DataError
+from forecaster.errors import BrokerError, ConfigError, DataError
 from forecaster.shell.kafka.log import Follower
 from forecaster.shell.kafka.log import Start as LogStart
 from forecaster.shell.kafka.record import Assigned, Lost, Record, Revoked
@@ -43,7 +44,8 @@ def predictions(
     configuration's `[kafka]` section, such as `security_protocol`. What is no prediction is logged and left
     out.
 
-    Raises ConfigError for wrong keys, BrokerError when the broker refuses, DataError for a newer format.
+    Raises ConfigError for wrong keys, BrokerError when the broker refuses, or, without a group, none has ever answered
+    for `connect_timeout_s`, DataError for a newer format.
 
     >>> for p in predictions("localhost:9092"):                              # doctest: +SKIP
     ...     print(p.series, p.last, "->", p.quantile(0.5))
@@ -69,9 +71,11 @@ def _group_start(start: Start) -> dict[str, Any]:
 def _all(spec: KafkaSpec, topic: str, start: Start) -> Iterator[Record]:
     at: LogStart = "beginning" if start == "earliest" else "end" if start == "latest" else start
     follower = Follower(spec, {topic: at})
+    give_up_s = time.monotonic() + spec.connect_timeout_s
     try:
-        while True:
+        while follower.reached or time.monotonic() < give_up_s:
             yield from follower.poll(POLL_S)
+        raise BrokerError(follower.trouble)
     finally:
         follower.close()
 

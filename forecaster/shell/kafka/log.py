@@ -34,6 +34,8 @@ NOTHING: Mapping[int, Sequence[Span]] = MappingProxyType({})
 _CONNECT_TIMEOUT_S = 2.0
 _CALL_TIMEOUT_MS = 10_000
 _SLICE_S = 0.5
+_RETRY_S = 1.0  # between two tries to connect, where somebody waits for records
+_RETRY_IN_LOOP_S = 5 * _CONNECT_TIMEOUT_S  # and where a loop is kept from its work by each
 
 
 class Log:
@@ -123,7 +125,8 @@ class Follower:
     """What is appended to some topics, for a loop that may not wait.
 
     Connects by itself, again and again; a topic that does not exist yet is waited for. `caught_up` is
-    whether all that was there when it connected has been given.
+    whether all that was there when it connected has been given, `reached` whether a broker has ever answered,
+    `trouble` why there is no connection. The log says that once.
     """
 
     def __init__(
@@ -138,6 +141,8 @@ class Follower:
         self._starts = dict(starts)
         self._interval_s = interval_s
         self._now = now
+        self.reached = False
+        self.trouble = ""
         self._next_s = -float("inf")
         self._reader: _Reader | None = None
         self._ends: dict[TopicPartition, int] = {}
@@ -155,12 +160,14 @@ class Follower:
 
         Raises BrokerError only if the broker refuses us.
         """
-        if not timeout_s and self._now() < self._next_s:
+        wait_s = self._next_s - self._now()
+        if wait_s > 0 and not (timeout_s and self._reader):
+            time.sleep(min(wait_s, timeout_s))
             return []
         self._next_s = self._now() + self._interval_s
         self._reader = self._reader or self._connect()
         if self._reader is None:
-            self._next_s = self._now() + 5 * _CONNECT_TIMEOUT_S
+            self._next_s = self._now() + (_RETRY_S if timeout_s else _RETRY_IN_LOOP_S)
             return []
         return self._reader.poll(timeout_s)
 
@@ -175,8 +182,9 @@ class Follower:
         try:
             for topic, start in self._starts.items():
                 partitions = asking.partitions(topic)
+                self.reached = True
                 if not partitions:
-                    log.warning("topic %r does not exist yet", topic)
+                    self._say(f"topic {topic!r} does not exist yet")
                     return None
                 ends = asking.end_offsets(topic, partitions)
                 self._ends |= {TopicPartition(topic, p): end for p, end in ends.items()}
@@ -185,11 +193,16 @@ class Follower:
         except BrokerError as error:
             if error.__cause__ is not None and fatal(error.__cause__) is not None:
                 raise
-            log.warning("%s", error)
+            self._say(str(error))
             return None
         finally:
             asking.close()
         return _Reader(self._spec, positions)
+
+    def _say(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            log.warning("%s", trouble)
+        self.trouble = trouble
 
 
 class _Reader:
@@ -221,12 +234,15 @@ class _Reader:
             self.close()
             if (ours := fatal(error)) is not None:
                 raise ours from error
+            if self.last_error is None or told(error) != told(self.last_error):
+                log.warning("rebuilding a reader after %s", told(error))
             self.last_error = error
-            log.warning("rebuilding a reader after %s", told(error))
             if place is not None:
                 self._pass_over(*place)
             time.sleep(min(timeout_s, _SLICE_S))
             return []
+        if batches:
+            self.last_error = None
         return [record for batch in batches.values() for record in to_records(batch)]
 
     def _pass_over(self, partition: TopicPartition, offset: int) -> None:
