@@ -112,6 +112,12 @@ def test_check_lists_every_problem_at_once(call: Call, tmp_path: Path) -> None:
         assert word in ended.shown
 
 
+def test_check_says_whom_it_asks_and_ends_with_the_code_of_a_broker_that_is_away(call: Call) -> None:
+    ended = call("check", **NO_BROKER, FORECASTER_HTTP__PORT="0")
+    assert (ended.code, ended.said.splitlines()[0]) == (4, "asking localhost:1")
+    assert "1 problem, see above" in ended.said
+
+
 def test_one_line_shows_the_first_and_the_last_step_with_the_80_percent_band() -> None:
     message = Encoder("ticks", LEVELS).encode(forecasts(), "m-1")[0]
     line = cli.predictions.prediction_line(decode(message))

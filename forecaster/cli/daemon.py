@@ -7,7 +7,6 @@ import typer
 from rich.markup import escape
 
 from forecaster.cli.console import ConfigPath, err, load, out
-from forecaster.errors import ConfigError
 
 
 class Role(StrEnum):
@@ -55,11 +54,15 @@ def check(config: ConfigPath = None) -> None:
     settings = load(config)
     from forecaster.shell.check import problems
 
-    with err.status(f"asking {escape(settings.kafka.bootstrap_servers)}"):
+    asking = f"asking {escape(settings.kafka.bootstrap_servers)}"
+    if not err.is_terminal:  # where no status is shown
+        err.print(asking)
+    with err.status(asking):
         found = problems(settings)
     for problem in found:
-        out.print(f"[red]✗[/red] {escape(problem)}")
+        out.print(f"[red]✗[/red] {escape(str(problem))}")
     if found:
-        raise ConfigError(f"{len(found)} problem{'s' if len(found) > 1 else ''}, see above")
+        first = min(found, key=lambda problem: problem.exit_code)  # what no restart mends
+        raise type(first)(f"{len(found)} problem{'s' if len(found) > 1 else ''}, see above")
     topics = "the topics are there, or will be created" if settings.topics.create else "the topics are there"
     out.print(f"[green]✓[/green] the configuration is sound, the broker answers, {topics}")

@@ -1,7 +1,7 @@
 """A configuration against the world: every reason why a daemon started with it would not do its work.
 
-Comes in: a checked configuration. Goes out: sentences with key, value and mend. Nothing is created or
-changed.
+Comes in: a checked configuration. Goes out: errors that say key, value and mend, and by their exit code whose fault
+it is. Nothing is raised, created or changed.
 """
 
 import socket
@@ -11,29 +11,31 @@ from pathlib import Path
 
 from forecaster.config import Config, every_key
 from forecaster.core.tick import Reject, Tick, TickSpec, make_decoder
-from forecaster.errors import ConfigError, ForecasterError, RefusedError
+from forecaster.errors import BrokerError, ConfigError, ForecasterError, RefusedError
 from forecaster.shell.kafka.admin import Admin
 from forecaster.shell.kafka.log import Log
 
 LOOKED_AT = 10  # offsets of each partition, newest: some may be markers of transactions
 
 
-def problems(config: Config) -> list[str]:
-    """What is missing or cannot work, one sentence each; empty when a daemon could start."""
+def problems(config: Config) -> list[ForecasterError]:
+    """What is missing or cannot work, one error each; empty when a daemon could start."""
     return [*_files(config), *_port(config), *_broker(config)]
 
 
-def _files(config: Config) -> Iterator[str]:
+def _files(config: Config) -> Iterator[ForecasterError]:
     for key in every_key():
         path = getattr(getattr(config, key.section), key.name)
         if isinstance(path, Path):
             try:
                 path.read_bytes()
             except OSError as error:
-                yield f"{key.dotted} = {str(path)!r}: cannot be read: {error.strerror}; mend path or rights"
+                yield ConfigError(
+                    f"{key.dotted} = {str(path)!r}: cannot be read: {error.strerror}; mend path or rights"
+                )
 
 
-def _port(config: Config) -> Iterator[str]:
+def _port(config: Config) -> Iterator[ForecasterError]:
     host, port = config.http.host, config.http.port
     if not config.http.enabled or not port:
         return
@@ -43,35 +45,36 @@ def _port(config: Config) -> Iterator[str]:
             door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             door.bind((host, port))
     except OSError as error:
-        yield (
+        yield ConfigError(
             f"http.host = {host!r}, http.port = {port}: cannot be listened on: {error.strerror}; choose"
             f" another, or stop what uses it (a daemon that runs already?)"
         )
 
 
-def _broker(config: Config) -> Iterator[str]:
+def _broker(config: Config) -> Iterator[ForecasterError]:
     try:
         admin = Admin(config.kafka)
     except (ConfigError, RefusedError) as error:  # they name key and mend
-        yield str(error)
+        yield error
         return
     except ForecasterError as error:
-        yield f"kafka.bootstrap_servers = {config.kafka.bootstrap_servers!r}: {error}; mend address or security"
+        servers = config.kafka.bootstrap_servers
+        yield BrokerError(f"kafka.bootstrap_servers = {servers!r}: {error}; mend address or security")
         return
     try:
-        yield from admin.check(config.topics, created=config.topics.create)
-        yield from admin.unfit(config.topics)
+        yield from map(ConfigError, admin.check(config.topics, created=config.topics.create))
+        yield from map(ConfigError, admin.unfit(config.topics))
         denied = admin.denied(config.topics)
-        yield from denied.values()
+        yield from map(RefusedError, denied.values())
         if "topics.ticks" not in denied and config.topics.ticks in admin.describe([config.topics.ticks]):
             yield from _reading(config)
     except ForecasterError as error:
-        yield str(error)
+        yield error
     finally:
         admin.close()
 
 
-def _reading(config: Config) -> Iterator[str]:
+def _reading(config: Config) -> Iterator[ForecasterError]:
     """Whether the ticks can be read, where no description tells of the right, and what the newest of them hold."""
     log, topic = Log(config.kafka), config.topics.ticks
     try:
@@ -80,7 +83,7 @@ def _reading(config: Config) -> Iterator[str]:
         newest = {p: (max(starts[p], end - LOOKED_AT), end) for p, end in ends.items()}
         records = [r for some in log.read(topic, newest, config.kafka.request_timeout_s) for r in some]
     except ForecasterError as error:
-        yield f"topics.ticks = {topic!r}: cannot be read: {error}"
+        yield type(error)(f"topics.ticks = {topic!r}: cannot be read: {error}")
         return
     finally:
         log.close()
@@ -89,20 +92,20 @@ def _reading(config: Config) -> Iterator[str]:
     ticks = [answer for answer in answers if isinstance(answer, Tick)]
     refused = [answer for answer in answers if isinstance(answer, Reject)]
     if refused and not ticks:
-        yield (
+        yield ConfigError(
             f"topics.ticks = {topic!r}: none of the newest {len(refused)} messages is a tick, they say:"
             f" {refused[-1].message}; mend [tick], or what is sent"
         )
     yield from _covariates(config.tick, ticks)
 
 
-def _covariates(spec: TickSpec, found: Iterable[Tick]) -> Iterator[str]:
+def _covariates(spec: TickSpec, found: Iterable[Tick]) -> Iterator[ForecasterError]:
     """Covariates that are in none of the newest ticks: each may be missing now and then, but not always."""
     for name, values in zip(
         spec.covariates, zip(*(tick.covariates for tick in found), strict=True), strict=False
     ):
         if not any(map(isfinite, values)):
-            yield (
+            yield ConfigError(
                 f"tick.covariates: {name!r} is a number in none of the newest {len(values)} ticks; mend the name, or"
                 f" what is sent, or leave it out"
             )

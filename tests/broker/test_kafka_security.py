@@ -83,9 +83,8 @@ def spec(address: str, **how: Any) -> KafkaSpec:
 
 def problems(kafka: KafkaSpec, topics: TopicsSpec) -> list[str]:
     """What `forecaster check` says; the port for HTTP is none of these tests' business."""
-    return check.problems(
-        Config.model_validate({"kafka": kafka, "topics": topics, "http": {"enabled": False}})
-    )
+    config = Config.model_validate({"kafka": kafka, "topics": topics, "http": {"enabled": False}})
+    return [str(problem) for problem in check.problems(config)]
 
 
 # ------------------------------------------------------------------ what is right
