@@ -44,6 +44,8 @@ class Verdict(StrEnum):
     """Another model came to serve meanwhile."""
     LEFT = "left"
     """The partitions of its series are another worker's now."""
+    UNWANTED = "unwanted"
+    """Meanwhile no model is to be tried any more."""
 
 
 class Losses(NamedTuple):

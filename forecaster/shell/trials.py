@@ -50,10 +50,13 @@ class Trials:
         if not self._shadow.here:
             self._end(Verdict.LEFT)
             return
+        spec = self._training.config.training  # as it is now: it may change while running
+        if not spec.trial_horizons:
+            self._end(Verdict.UNWANTED)
+            return
         block = self._shadow.turn(idle=idle)
         if block is None:
             return
-        spec = self._training.config.training
         self._trial, verdict = trial.observe(self._trial, block, spec)
         self._metrics.trial_went_on(self._trial.blocks / spec.trial_horizons, self._trial.losses.worse_ratio)
         if verdict is not None:

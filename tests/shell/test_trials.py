@@ -104,6 +104,17 @@ def test_there_is_none_where_none_is_wanted() -> None:
     assert not case.runs
 
 
+def test_a_trial_that_is_not_wanted_any_more_ends_without_a_word_on_the_model() -> None:
+    case = Case()
+    case.swap()
+    case.see([Losses(3.0, 2.0)] * 7)
+    case.asked.config = Asked(trial_horizons=0).config
+    case.see([Losses(3.0, 2.0)])
+    assert not case.runs
+    assert case.ended("unwanted") == 1
+    assert not case.asked.roll_backs
+
+
 def test_the_next_swap_ends_a_trial_and_may_begin_another() -> None:
     case = Case()
     case.swap()
