@@ -163,8 +163,13 @@ class Daemon(Worker):
             skips = {}
         self.answer_carefully()
         self.settle()
-        owner = 0 in self.assignment.serving
-        self.lifecycle.poll(decides=owner, leads=owner and self._trains, idle=not records)
+        owner, ours = 0 in self.assignment.serving, self.assignment.serving | self.assignment.waiting
+        self.lifecycle.poll(
+            decides=owner,
+            leads=owner and self._trains,
+            remains=0 in ours and self._trains,  # it is being read back, and what trains need not wait for that
+            idle=not records,
+        )
         self.lifecycle.follow(self.state)
         self.state.turn()
         self.turned()

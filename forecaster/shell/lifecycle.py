@@ -96,12 +96,13 @@ class Lifecycle:
         if self._fold.model.version and (scores := counts.scores) is not None:
             self.training.observe_errors(float(scores.error.sum()), float(scores.count.sum()))
 
-    def poll(self, *, decides: bool, leads: bool, idle: bool) -> None:
+    def poll(self, *, decides: bool, leads: bool, remains: bool, idle: bool) -> None:
         """What has come since the last turn; see `Training.poll`. `idle`: no ticks."""
         self._trials.turn(idle=idle)
         self._follow_models()
         self._adapt()
-        self.training.poll(decides=decides, leads=leads, serving=bool(self._fold.model.version))
+        serving = bool(self._fold.model.version)
+        self.training.poll(decides=decides, leads=leads, serving=serving, remains=remains)
 
     def stop(self) -> None:
         """Ask for nothing any more, and close."""

@@ -177,12 +177,16 @@ class Retrainer:
         if request_id:
             self._ids.append(request_id)
 
-    def poll(self, *, leads: bool, serving: bool) -> list[Event]:
-        """What has happened; starts what was asked for. Never waits. `leads`: this worker trains for the fleet."""
+    def poll(self, *, leads: bool, serving: bool, remains: bool = False) -> list[Event]:
+        """What has happened; starts what was asked for. Never waits.
+
+        `leads`: this worker trains for the fleet; `remains`: nobody else does, though it may begin nothing just now.
+        """
         events: list[Event] = []
+        gone = not (leads or remains)
         if self._running:
-            events += self._watch(self._running, cancel=not leads)
-        if not leads and self._wanted:
+            events += self._watch(self._running, cancel=gone)
+        if gone and self._wanted:
             events.append(self._dismiss())
         if leads and self._wanted and not self._running:
             events += self._begin(self.spec.fit_s if serving else self.spec.first_fit_s)

@@ -85,9 +85,9 @@ class Training:
         arguments = {"version": version, "instead_of": instead_of, "reason": reason}
         self._write(Request(command=Command.ROLL_BACK, trigger="trial", sender=SENDER, arguments=arguments))
 
-    def poll(self, *, decides: bool, leads: bool, serving: bool) -> None:
+    def poll(self, *, decides: bool, leads: bool, serving: bool, remains: bool = False) -> None:
         """What has come since the last turn. `decides`: the schedule is this worker's to keep; `leads`: it trains for
-        the fleet; `serving`: there is a model.
+        the fleet; `remains`: nobody else does, though it may begin nothing just now; `serving`: there is a model.
         """
         self._listen()
         self._take_signals()
@@ -101,7 +101,7 @@ class Training:
             if leads:
                 for request in self._control.inbox.take():
                     self._carry_out(request)
-        self._train(leads=leads, serving=serving)
+        self._train(leads=leads, serving=serving, remains=remains)
         self._tell(situation)
         self._sink.settle()
 
@@ -209,8 +209,8 @@ class Training:
 
     # ------------------------------------------------------------------ the trainer
 
-    def _train(self, *, leads: bool, serving: bool) -> None:
-        for event in self._retrainer.poll(leads=leads, serving=serving):
+    def _train(self, *, leads: bool, serving: bool, remains: bool) -> None:
+        for event in self._retrainer.poll(leads=leads, serving=serving, remains=remains):
             self._note(event)
 
     def _note(self, event: Event) -> None:

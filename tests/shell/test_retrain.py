@@ -47,8 +47,10 @@ def retrainer(
         made.stop()
 
 
-def poll(made: Retrainer, *, leads: bool = True, serving: bool = True) -> list[Event]:
-    return made.poll(leads=leads, serving=serving)
+def poll(
+    made: Retrainer, *, leads: bool = True, serving: bool = True, remains: bool = False
+) -> list[Event]:
+    return made.poll(leads=leads, serving=serving, remains=remains)
 
 
 def until(made: Retrainer, kind: type[Event], **situation: bool) -> list[Event]:
@@ -192,6 +194,20 @@ def test_a_worker_that_no_longer_leads_cancels_its_trainer_and_starts_none() -> 
         assert (dismissed.outcome, dismissed.ids) == (Outcome.CANCELLED, ("two",))
         assert poll(made, leads=False) == []
         assert not made.running
+
+
+def test_a_worker_that_reads_back_what_makes_it_lead_goes_on_training_and_begins_nothing_new() -> None:
+    with retrainer(HANGS) as made:
+        made.request("drift", "one")
+        until(made, GotOn)
+        trains = pid_of(made)
+        made.request("cli", "two")
+        assert poll(made, leads=False, remains=True) == []
+        assert pid_of(made) == trains
+        os.kill(trains, signal.SIGKILL)
+        assert the_end(made, leads=False, remains=True).ids == ("one",)
+        assert poll(made, leads=False, remains=True) == []
+        assert until(made, Began)[-1] == Began(("cli",))
 
 
 def test_the_trainer_has_one_core_a_group_of_its_own_in_our_session_and_none_of_our_secrets(

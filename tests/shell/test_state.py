@@ -29,7 +29,7 @@ from forecaster.errors import BrokerError
 from forecaster.shell import rebuild
 from forecaster.shell.daemon import Daemon
 from forecaster.shell.figures import Figures
-from forecaster.shell.kafka import Record
+from forecaster.shell.kafka import Assigned, Lost, Record
 from forecaster.shell.kafka.delivery import AtLeastOnce
 from forecaster.shell.kafka.sink import Sink
 from forecaster.shell.kafka.source import Source
@@ -162,8 +162,11 @@ class Life:
     def __init__(self) -> None:
         self.target: Target | None = None
         self.swaps = 0
+        self.polled: dict[str, bool] = {}
 
-    def poll(self, *, decides: bool, leads: bool, idle: bool) -> None: ...
+    def poll(self, **situation: bool) -> None:
+        self.polled = situation
+
     def observe(self, *_: object) -> None: ...
     def status(self) -> dict[str, object]:
         return {}
@@ -630,3 +633,18 @@ def test_what_lies_behind_a_part_that_was_taken_back_is_not_answered(
     monkeypatch.setattr(daemon.state, "parts", lambda records: ([record] for record in records))
     worker.until(lambda: bool(answered))
     assert answered == [0]
+
+
+def test_who_leads_goes_on_training_while_its_ticks_are_read_back_and_begins_nothing_new(
+    broker: Broker,
+) -> None:
+    worker = Worker(broker, config())
+    worker.come_to(100)
+    assert worker.life.polled.items() >= {"decides": True, "leads": True, "remains": True}.items()
+    worker.daemon.assignment.apply([Lost(frozenset({0})), Assigned(frozenset({0}))])
+    worker.turn()  # 1 is served, so 0 is read back a little at a time
+    assert worker.daemon.assignment.waiting == {0}
+    assert worker.life.polled.items() >= {"decides": False, "leads": False, "remains": True}.items()
+    worker.daemon.assignment.apply([Lost(frozenset({0}))])
+    worker.turn()
+    assert worker.life.polled["remains"] is False
