@@ -178,6 +178,26 @@ def test_a_partition_begins_paused_under_a_new_number(world: World) -> None:
     assert all(world.source.epochs[partition] > epoch for partition, epoch in first.items())
 
 
+def test_a_report_may_be_asked_for_while_partitions_and_the_client_come_and_go(world: World) -> None:
+    world.join()
+    assert world.source.lag() == {0: 4, 1: 4}
+
+    class Meanwhile(dict[TopicPartition, Any]):
+        """The loop goes on each time that the report looks here."""
+
+        def get(self, key: TopicPartition, default: Any = None) -> Any:
+            found = super().get(key, default)
+            happens.pop()()
+            return found
+
+    client = world.client
+    client._subscription.assignment = Meanwhile(client._subscription.assignment)
+    happens = [lambda: None] * 3 + [lambda: world.source.epochs.pop(1)]
+    assert world.source.lag() == {0: 4, 1: 4}
+    happens = [lambda: None] * 3 + [lambda: world.source.rebuild("test")]
+    assert world.source.lag() == {}
+
+
 def test_nobody_there_is_waited_for_and_asked_less_and_less_often(world: World) -> None:
     world.refuse = KafkaTimeoutError("nobody")
     asked = 0

@@ -70,8 +70,9 @@ class Source:
 
     Connects when first polled, so that a broker that is away at start is waited for. `poll` gives the
     records of partitions that were resumed; `changes` what happened to partitions meanwhile, to be applied
-    before the records. Every partition begins paused. Not thread safe; the library's callbacks run while
-    the caller waits in `poll`. A group that has no partition for us says so with an `Assigned` of none.
+    before the records. Every partition begins paused. Not thread safe, but for what a report asks on its own thread:
+    `connected`, `last_contact_s`, `positions` and `lag`. The library's callbacks run while the caller waits in `poll`.
+    A group that has no partition for us says so with an `Assigned` of none.
 
     `epochs` numbers the assignments of each partition that is ours: work that was begun under another
     number is void. `before_revoke(partitions)` is asked, inside the rebalance, for the offsets of finished
@@ -240,8 +241,9 @@ class Source:
     @property
     def last_contact_s(self) -> float:
         """When a broker last answered, on the clock that was given."""
-        if self._consumer is not None:
-            self._contact_s = max(self._contact_s, self._consumer._coordinator.heartbeat.last_receive)  # noqa: SLF001
+        consumer = self._consumer
+        if consumer is not None:
+            self._contact_s = max(self._contact_s, consumer._coordinator.heartbeat.last_receive)  # noqa: SLF001
         return self._contact_s
 
     def position(self, partition: int) -> int | None:
@@ -251,16 +253,16 @@ class Source:
 
     def positions(self) -> dict[int, int]:
         """All known positions."""
-        found = {partition: self.position(partition) for partition in self.epochs}
+        found = {partition: self.position(partition) for partition in list(self.epochs)}
         return {partition: position for partition, position in found.items() if position is not None}
 
     def lag(self) -> dict[int, int]:
         """Records that are on the log and were not yet given, by partition, where both ends are known."""
         lags: dict[int, int] = {}
         for partition, position in self.positions().items():
-            highwater = self._state(partition).highwater
-            if highwater is not None:
-                lags[partition] = max(0, highwater - position)
+            state = self._state(partition)
+            if state is not None and state.highwater is not None:
+                lags[partition] = max(0, state.highwater - position)
         return lags
 
     def readable_lag(self) -> dict[int, int]:
@@ -630,9 +632,10 @@ class Source:
 
     def _state(self, partition: int) -> Any:
         """The library's own record of a partition: its public accessors may block on the network."""
-        if self._consumer is None:
+        consumer = self._consumer
+        if consumer is None:
             return None
-        return self._consumer._subscription.assignment.get(self._tp(partition))  # noqa: SLF001
+        return consumer._subscription.assignment.get(self._tp(partition))  # noqa: SLF001
 
     def _tp(self, partition: int) -> TopicPartition:
         return TopicPartition(self.topic, partition)
