@@ -48,6 +48,7 @@ class Training:
         )
         self._asked: deque[Request] = deque()  # by HTTP, on its own thread
         self._answers: deque[Answer] = deque()  # of what was done on threads of its own
+        self._rolls_back = threading.Lock()  # one at a time: each reads what serves, then writes
         self._ticks, self._event_s = 0, float("-inf")
         self._coalesced = 0
         self._last: Answer | None = None
@@ -195,7 +196,8 @@ class Training:
         )
         reason = why or f"asked by {request.sender}"
         try:
-            serving = models.roll_back(reason, version, instead_of)
+            with self._rolls_back:
+                serving = models.roll_back(reason, version, instead_of)
         except (ForecasterError, ValueError) as error:
             _log.warning("roll_back_failed", id=request.id, error=str(error))
             outcome, message = "failed", str(error)

@@ -70,6 +70,15 @@ def test_rolling_back_serves_what_did_before(models: Models) -> None:
     assert models.roll_back(version="v2").version == "v2"
 
 
+def test_what_serves_already_is_not_what_served_before(models: Models) -> None:
+    for version in ("v1", "v2", "v2"):
+        models.publish(model(version))
+        models.serve(version, "promoted")
+    again = models.serve("v2", "once more")
+    assert (again.version, again.previous, again.reason) == ("v2", "v1", "promoted")
+    assert models.roll_back().version == "v1"
+
+
 def test_what_is_not_there_cannot_serve(models: Models) -> None:
     with pytest.raises(DataError, match="no version served before"):
         models.roll_back()

@@ -55,12 +55,16 @@ class Models:
         self._write(encode(stored))
 
     def serve(self, version: str, reason: str) -> Serving:
-        """Make a version serve; it has to be on the topic, whole."""
+        """Make a version serve; it has to be on the topic, whole. Where it serves already, nothing is written: else it
+        would be what served before itself, and the next roll-back would find nothing else.
+        """
         registry = self.read()
         if version not in registry.cards:
             raise DataError(
                 f"model {version!r} is not on topic {self._topic!r}; there are {_names(registry)}"
             )
+        if registry.serving is not None and registry.serving.version == version:
+            return registry.serving
         previous = registry.serving.version if registry.serving is not None else ""
         serving = Serving(version, previous, reason, self._now())
         self._write([encode_serving(serving)])
