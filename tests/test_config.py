@@ -44,7 +44,7 @@ def test_a_changed_configuration_reads_back_too(tmp_path: Path) -> None:
         ssl_cafile = "/etc/ca \\"x\\".pem"
         [tick]
         covariates = ["a", "b"]
-        maximum = 1.5e300
+        maximum = 1.5e29
         numeric_strings = true
     """
     changed = load(write(tmp_path, text), {})
@@ -122,6 +122,28 @@ def test_sections_that_contradict_themselves_or_each_other_are_named(tmp_path: P
     assert load(write(tmp_path, "[kafka]\nstall_s = 2\nsession_timeout_s = 3\n"), {}).kafka.heartbeat_s == 1
     path = write(tmp_path, "[kafka]\nmax_message_bytes = 2000\n")
     assert "kafka.max_message_bytes = 2000: has to be at least" in problems(path)[1]
+
+
+def test_numbers_that_nothing_could_be_done_with_are_problems(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+        [kafka]
+        session_timeout_s = inf
+        [tick]
+        future_s = nan
+        [grid]
+        interval_s = 1e-300
+        """,
+    )
+    assert [line.strip() for line in problems(path)[1:]] == [
+        "kafka.session_timeout_s = inf: should be a finite number",
+        "tick.future_s = nan: should be a finite number",
+        "grid.interval_s = 1e-300: should be 0 or at least 0.001",
+    ]
+    for bound in ("minimum = -1e39", "maximum = 1e300"):
+        (problem,) = problems(write(tmp_path, f"[tick]\n{bound}\n"))[1:]
+        assert problem.endswith("have to lie from -1e+30 to 1e+30")
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,21 @@ Late, duplicate and gap are decided here, from event times alone, so that a repl
 from math import floor, nan
 from typing import Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from forecaster.core.spec import Spec
 from forecaster.core.tick import Outcome, Tick
+
+SHORTEST_S = 1e-3  # of a bar, far above what epoch seconds as float64 can tell apart
 
 
 class GridSpec(Spec):
     """How event times become steps."""
 
     interval_s: float = Field(
-        0.0, ge=0, description="Length of a bar in seconds; 0 makes each tick a step of its own."
+        0.0,
+        ge=0,
+        description="Length of a bar in seconds, at least 0.001; 0 makes each tick a step of its own.",
     )
     aggregate: Literal["last", "mean", "sum", "min", "max"] = Field(
         "last", description="What a bar keeps of its ticks' values; of their covariates the last tick's."
@@ -38,6 +42,13 @@ class GridSpec(Spec):
         ge=0,
         description="Most empty bars that are filled with the last value; a longer gap starts the series anew.",
     )
+
+    @field_validator("interval_s")
+    @classmethod
+    def _not_too_short(cls, interval_s: float) -> float:
+        if 0 < interval_s < SHORTEST_S:
+            raise ValueError(f"should be 0 or at least {SHORTEST_S}")
+        return interval_s
 
 
 class Step(NamedTuple):

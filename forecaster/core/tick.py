@@ -23,6 +23,9 @@ from forecaster.core.spec import Spec
 MAX_SERIES_CHARS = 256  # longer ids are never meant as ids, and each one is kept in memory
 MAX_MESSAGE_CHARS = 200  # of a Reject: it goes into headers and logs
 MAX_NUMBER = 1e18  # the default bounds of a value: its square still fits float32
+LARGEST = (
+    1e30  # bounds may be set so wide: values become float32, as do their differences and the sums of a bar
+)
 MAX_SEQUENCE = 2**63 - 1
 MAX_COVARIATES = 32  # each takes 800 bytes of a row
 YEAR_1_S = -62_135_596_800.0  # 0001-01-01T00:00:00Z, the first instant that ISO 8601 reads
@@ -57,8 +60,8 @@ class TickSpec(Spec):
         " or order them by the sequence number.",
     )
     numeric_strings: bool = Field(False, description='Accept numbers written as text ("1.5").')
-    minimum: float = Field(-MAX_NUMBER, allow_inf_nan=False, description="Values below are dead-lettered.")
-    maximum: float = Field(MAX_NUMBER, allow_inf_nan=False, description="Values above are dead-lettered.")
+    minimum: float = Field(-MAX_NUMBER, description="Values below are dead-lettered; at least -1e30.")
+    maximum: float = Field(MAX_NUMBER, description="Values above are dead-lettered; at most 1e30.")
     future_s: float = Field(
         300.0,
         ge=0,
@@ -77,6 +80,10 @@ class TickSpec(Spec):
             raise ValueError('covariates: "" is not a field name; remove it')
         if self.same_time == "sequence" and not self.sequence:
             raise ValueError('same_time = "sequence" needs the name of a sequence field; set sequence')
+        if max(-self.minimum, self.maximum) > LARGEST:
+            raise ValueError(
+                f"minimum {self.minimum} and maximum {self.maximum} have to lie from {-LARGEST:g} to {LARGEST:g}"
+            )
         if not self.minimum < self.maximum:
             raise ValueError(
                 f"minimum {self.minimum} is not below maximum {self.maximum}; swap or widen them"

@@ -167,7 +167,8 @@ class Daemon(Worker):
         self.lifecycle.poll(
             decides=owner,
             leads=owner and self._trains,
-            remains=0 in ours and self._trains,  # it is being read back, and what trains need not wait for that
+            remains=0 in ours
+            and self._trains,  # it is being read back, and what trains need not wait for that
             idle=not records,
         )
         self.lifecycle.follow(self.state)

@@ -21,7 +21,7 @@ from forecaster.core.grid import GridSpec
 from forecaster.core.model import ModelSpec
 from forecaster.core.programs import needed
 from forecaster.core.score import CAP, TIE
-from forecaster.core.tick import Outcome, Tick
+from forecaster.core.tick import LARGEST, Outcome, Tick
 from tests.folds import (
     COVERED,
     ROWS,
@@ -249,7 +249,7 @@ def test_ties_count_half_on_a_series_that_never_moves() -> None:
     assert float(np.abs(issued[0].offset[-1]).max()) < 0.05 * 5.0
 
 
-WILD = [0.0, 1e18, -1e18, 1e-18, 5.0, 5.0, 5.0, 1e18, 0.0, 0.0, 3e-9, -2.0, 1e6, 1e6]
+WILD = [0.0, 1e18, -1e18, LARGEST, -LARGEST, 1e-18, 5.0, 5.0, 5.0, 1e18, 0.0, 0.0, 3e-9, -2.0, 1e6, 1e6]
 
 
 WILDER = [*WILD, float("nan"), 1e300, -1e300, 1e-300]

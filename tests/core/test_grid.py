@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from forecaster.core.grid import Clock, GridSpec, Step, close_bars, due_s, place_in_bar, place_tick
 from forecaster.core.tick import Outcome, Tick
@@ -129,6 +130,12 @@ def test_the_same_tick_twice_counts_once_in_a_bar() -> None:
     assert outcomes == [A, D, A, A]
     assert steps[0].value == 9.0
     assert bars([tick(1, 4), tick(1, 4), tick(11, 0)], spec, "keep")[1][0].value == 8.0
+
+
+@pytest.mark.parametrize("interval_s", [-1.0, 1e-300, 0.0009, math.inf, math.nan])
+def test_a_bar_has_a_length_that_times_can_be_told_apart_by(interval_s: float) -> None:
+    with pytest.raises(ValidationError, match="interval_s"):
+        GridSpec(interval_s=interval_s)
 
 
 def test_when_the_oldest_open_bar_is_due() -> None:

@@ -47,9 +47,7 @@ def retrainer(
         made.stop()
 
 
-def poll(
-    made: Retrainer, *, leads: bool = True, serving: bool = True, remains: bool = False
-) -> list[Event]:
+def poll(made: Retrainer, *, leads: bool = True, serving: bool = True, remains: bool = False) -> list[Event]:
     return made.poll(leads=leads, serving=serving, remains=remains)
 
 
