@@ -17,6 +17,10 @@ from forecaster.core.spec import Spec
 from forecaster.core.tick import Outcome, Tick
 
 SHORTEST_S = 1e-3  # of a bar, far above what epoch seconds as float64 can tell apart
+EDGE_S = 5e-7
+"""A tick this near to the end of its bar is on the edge, and so the next bar's: neither times nor the ends of bars are
+exact as float64, which tells times of today apart by 2.4e-7 s.
+"""
 
 
 class GridSpec(Spec):
@@ -127,7 +131,7 @@ def place_tick(clock: Clock, tick: Tick, same_time: str) -> Outcome:
 
 def place_in_bar(clock: Clock, tick: Tick, offset: int, spec: GridSpec, same_time: str) -> Outcome:
     """Put a tick into its bar, unless that bar is closed (LATE) or the tick is there already (DUPLICATE)."""
-    index = floor(tick.time_s / spec.interval_s)
+    index = floor((tick.time_s + EDGE_S) / spec.interval_s)
     if clock.closed is not None and index <= clock.closed:
         return Outcome.LATE
     if tick.time_s == clock.time_s and _same_time(clock, tick, same_time) is Outcome.DUPLICATE:
@@ -146,7 +150,7 @@ def due_s(clock: Clock, spec: GridSpec) -> float:
 def close_bars(clock: Clock, now_s: float, spec: GridSpec) -> list[Step]:
     """The steps of all bars that end, with the allowed lateness, at or before event time `now_s`."""
     steps: list[Step] = []
-    while clock.bars and due_s(clock, spec) <= now_s:
+    while clock.bars and due_s(clock, spec) <= now_s + EDGE_S:
         index = min(clock.bars)
         bar = clock.bars.pop(index)
         missing = 0 if clock.closed is None else index - clock.closed - 1

@@ -543,6 +543,13 @@ def test_the_time_of_a_partition_closes_the_bars_of_idle_series() -> None:
     assert [t for n, t in told if n == "busy"] == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0]
 
 
+def test_a_tick_on_the_edge_closes_the_bar_that_ends_there_however_its_time_is_rounded() -> None:
+    fold = make_fold(grid=GridSpec(interval_s=0.1, close_by="partition"))
+    ticks = [Tick("a", (17_000_000_000 + n) / 10, float(n)) for n in range(100)]
+    issued, _ = play(fold, ticks, 1)
+    assert [len(part) for part in issued] == [0] + [1] * 99
+
+
 def test_late_ticks_of_one_series_do_not_keep_others_waiting() -> None:
     grid = GridSpec(interval_s=10.0, lateness_s=10.0, close_by="partition")
     found = []

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -130,6 +131,43 @@ def test_the_same_tick_twice_counts_once_in_a_bar() -> None:
     assert outcomes == [A, D, A, A]
     assert steps[0].value == 9.0
     assert bars([tick(1, 4), tick(1, 4), tick(11, 0)], spec, "keep")[1][0].value == 8.0
+
+
+INTERVALS_S = [
+    Fraction(text) for text in ("0.001", "0.05", "0.1", "0.2", "0.3", "0.7", "1.1", "2.5", "60", "3600")
+]
+
+
+@settings(deadline=None)
+@given(
+    interval_s=st.sampled_from(INTERVALS_S),
+    start_s=st.fractions(0, 2**31 - 4000 * 100),
+    lateness=st.integers(0, 2),
+)
+def test_a_tick_on_the_edge_is_of_the_bar_that_begins_there(
+    interval_s: Fraction, start_s: Fraction, lateness: int
+) -> None:
+    """However binary fractions round its time: one tick a bar makes neither a gap nor a bar of two."""
+    first, count = start_s // interval_s, 100
+    times_s = [float((first + n) * interval_s) for n in range(count)]
+    spec = GridSpec(interval_s=float(interval_s), aggregate="sum", lateness_s=float(lateness * interval_s))
+    outcomes, steps = bars([tick(time_s, n) for n, time_s in enumerate(times_s)], spec)
+    assert outcomes == [A] * count
+    assert [(step.value, step.source) for step in steps] == [(n, n) for n in range(count - 1 - lateness)]
+
+
+@settings(deadline=None)
+@given(
+    interval_s=st.sampled_from(INTERVALS_S),
+    times_ms=st.lists(st.integers(0, 2**31 * 1000), min_size=1, max_size=20),
+)
+def test_times_in_milliseconds_fall_into_the_bars_of_exact_arithmetic(
+    interval_s: Fraction, times_ms: list[int]
+) -> None:
+    spec, clock = GridSpec(interval_s=float(interval_s)), Clock()
+    for time_ms in times_ms:
+        place_in_bar(clock, tick(time_ms / 1e3, 0), 0, spec, "keep")
+    assert clock.bars.keys() == {Fraction(time_ms, 1000) // interval_s for time_ms in times_ms}
 
 
 @pytest.mark.parametrize("interval_s", [-1.0, 1e-300, 0.0009, math.inf, math.nan])
