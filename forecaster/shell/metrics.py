@@ -173,11 +173,13 @@ class Metrics:
         )
         self.config_last_reload_successful.set(1)
         self._gauge(
-            "memory_limit_bytes", "Memory this process may use: its cgroup's limit or the machine's."
+            "memory_limit_bytes",
+            "Memory this process may use, by its cgroup, those above it and the machine.",
         ).set(memory_limit_bytes())
-        self._gauge("cpu_cores_available", "Cores this process may use, by its cgroup's quota.").set(
-            cpu_cores()
-        )
+        self._gauge(
+            "cpu_cores_available",
+            "Cores this process may use, by its cgroup, those above it and the machine.",
+        ).set(cpu_cores())
         self.compiles = self._counters("compiles", "Programs compiled by XLA.", "phase", Phase)
         self.compile_seconds = self._counters("compile_seconds", "Time spent compiling.", "phase", Phase)
 

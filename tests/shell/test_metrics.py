@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -267,6 +268,43 @@ def test_cores_are_what_the_quota_allows(tmp_path: Path) -> None:
     assert cpu_cores(tmp_path) == machine
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     assert cpu_cores(tmp_path) == 0.5
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Path:
+    """The file that says in which cgroup a service runs, three levels below the root that is seen."""
+    (tmp_path / "system.slice" / "ours.service" / "inner").mkdir(parents=True)
+    own = tmp_path / "own"
+    own.write_text("1:name=systemd:/elsewhere\n0::/system.slice/ours.service/inner\n")
+    return own
+
+
+@pytest.mark.parametrize(
+    "group", [".", "system.slice", "system.slice/ours.service", "system.slice/ours.service/inner"]
+)
+def test_limits_are_those_of_our_own_cgroup_and_of_all_above_it(
+    tmp_path: Path, service: Path, group: str
+) -> None:
+    for path, memory, cpu in (("system.slice", "9000000", "90000"), (group, "1048576", "50000")):
+        (tmp_path / path / "memory.max").write_text(f"{memory}\n")
+        (tmp_path / path / "cpu.max").write_text(f"{cpu} 100000\n")
+    assert memory_limit_bytes(tmp_path, service) == 1048576
+    assert cpu_cores(tmp_path, service) == 0.5
+
+
+def test_a_cgroup_that_is_not_seen_from_here_has_the_limits_of_the_root(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "memory.max").write_text("1\n")  # of a neighbour
+    (tmp_path / "root" / "memory.max").write_text("1048576\n")
+    (tmp_path / "own").write_text("0::/../\n")
+    assert memory_limit_bytes(tmp_path / "root", tmp_path / "own") == 1048576
+
+
+def test_where_no_process_is_bound_to_cores_all_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(psutil.Process, "cpu_affinity")  # as on macOS
+    assert cpu_cores(tmp_path) == psutil.cpu_count()
 
 
 def test_every_metric_is_told_by_somebody() -> None:
