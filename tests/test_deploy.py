@@ -20,7 +20,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from forecaster.cli.daemon import Role
-from forecaster.config import load
+from forecaster.config import TrainingSpec, load
 from forecaster.demo import ticks
 from forecaster.demo.ticks import parse
 from forecaster.errors import ForecasterError
@@ -383,8 +383,22 @@ def test_systemd_supervises_the_daemon_by_its_own_word() -> None:
     assert service["ExecStart"].split()[1:3] == ["run", "--config"]
     assert service["WatchdogSec"]
     assert service["Restart"] == "on-failure"
-    final = {error.exit_code for error in ForecasterError.__subclasses__()} | {5}
-    assert {int(code) for code in service["RestartPreventExitStatus"].split()} <= final
+    final = {ConfigError.exit_code, DataError.exit_code, FencedError.exit_code}
+    assert {int(code) for code in service["RestartPreventExitStatus"].split()} == final
+    restarted = {BrokerError.exit_code, BusyError.exit_code, StuckError.exit_code, BugError.exit_code}
+    assert not restarted & final
+    assert unit()["Unit"]["StartLimitIntervalSec"] == "0", "what others mend may take them hours"
+
+
+def test_a_trainer_that_eats_memory_is_ended_before_the_daemon() -> None:
+    service = unit()["Service"]
+    assert service["OOMPolicy"] == "continue"
+    compose = read_yaml(DEPLOY / "docker-compose.yml")["services"]["forecaster"]
+    trainer = manifests()["StatefulSet forecaster-trainer"]["spec"]["template"]["spec"]["containers"][0]
+    limits = (service["MemoryMax"], compose["mem_limit"], trainer["resources"]["limits"]["memory"])
+    trained_gb = TrainingSpec.model_validate({}).memory_limit_mb / 1024
+    for limit in limits:
+        assert float(re.sub("(?i)gi?$", "", limit)) >= trained_gb + 2, limit
 
 
 def test_systemd_itself_finds_no_fault(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ from forecaster.shell.replay import read_ticks
 from forecaster.shell.slices import Slicer
 
 NICE = 10  # where there is nothing better
+OOM_FILE = Path("/proc/self/oom_score_adj")  # the process that the kernel ends first is the one with 1000
 PR_SET_PDEATHSIG = 1
 MOST_JOB_BYTES = 1 << 20
 
@@ -148,7 +149,7 @@ def revealed(spec: Spec) -> dict[str, Any]:
 
 def main() -> int:
     """Entry of the process; the exit code."""
-    _die_with_parent()
+    _step_back()
     say = _speaker()
     line = sys.stdin.buffer.readline(MOST_JOB_BYTES)
     if not line:
@@ -332,9 +333,13 @@ def newest(first: Mapping[int, int], ends: Mapping[int, int], most: int) -> dict
 # --- the process --------------------------------------------------------------------------------------
 
 
-def _die_with_parent() -> None:
-    """Low priority, and an end when the parent ends, however it does (elsewhere than on Linux: at the end of stdin)."""
+def _step_back() -> None:
+    """Low priority, the first to go when memory runs out, and an end when the parent ends, however it does (elsewhere
+    than on Linux: at the end of stdin).
+    """
     os.nice(NICE)
+    with suppress(OSError):  # elsewhere than on Linux there is no such file
+        OOM_FILE.write_text("1000")
     if sys.platform == "linux":
         # A task that wakes up never waits for an idle one, as it does for a nice one.
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -295,7 +296,7 @@ def test_the_first_fit_is_given_less_time() -> None:
 
 @pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="the policy is Linux's")
-def test_a_trainer_takes_only_time_that_nobody_else_wants() -> None:
+def test_a_trainer_takes_only_time_that_nobody_else_wants_and_is_the_first_to_go() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "forecaster.shell.trainer"], stdin=subprocess.PIPE
     ) as process:
@@ -303,6 +304,7 @@ def test_a_trainer_takes_only_time_that_nobody_else_wants() -> None:
         while os.sched_getscheduler(process.pid) != os.SCHED_IDLE and time.monotonic() < deadline_s:
             time.sleep(0.05)
         assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
+        assert Path(f"/proc/{process.pid}/oom_score_adj").read_text() == "1000\n"
         process.kill()
 
 
