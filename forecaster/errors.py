@@ -6,6 +6,7 @@
     ├── BrokerError        the broker is away or refuses
     │   ├── RefusedError   it refuses us, or we it: credentials, certificates, rights
     │   └── FencedError    another instance took over this one's identity
+    ├── BusyError          an address is somebody else's just now
     ├── StuckError         nothing gets on any more, and what could be mended from inside was
     └── BugError           a law of the program was broken: please report it
 
@@ -45,6 +46,12 @@ class FencedError(BrokerError):
     """Another instance uses the same identity; this one has to stop."""
 
     exit_code = 5
+
+
+class BusyError(ForecasterError):
+    """An address that is needed is somebody else's, or not there yet: it may be ours a moment later."""
+
+    exit_code = 4
 
 
 class StuckError(ForecasterError):

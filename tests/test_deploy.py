@@ -23,7 +23,15 @@ from forecaster.cli.daemon import Role
 from forecaster.config import TrainingSpec, load
 from forecaster.demo import ticks
 from forecaster.demo.ticks import parse
-from forecaster.errors import ForecasterError
+from forecaster.errors import (
+    BrokerError,
+    BugError,
+    BusyError,
+    ConfigError,
+    DataError,
+    FencedError,
+    StuckError,
+)
 from forecaster.shell.http import HttpSpec
 from forecaster.shell.metrics import Metrics
 

@@ -109,7 +109,7 @@ class Daemon(Worker):
     # ------------------------------------------------------------------ the start
 
     def start(self) -> None:
-        """Everything that has to be there before the group is joined. Raises ConfigError."""
+        """Everything that has to be there before the group is joined. Raises BrokerError."""
         self.prepare_topics()
         if self.signals.stopping:
             return

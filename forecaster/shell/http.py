@@ -7,6 +7,7 @@ many: slow or hostile clients cost a bounded number of descriptors and nothing e
 """
 
 import asyncio
+import errno
 import hmac
 import socket
 import threading
@@ -26,7 +27,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from forecaster.core.spec import Spec
-from forecaster.errors import BugError, ConfigError
+from forecaster.errors import BugError, BusyError, ConfigError
 
 STOP_S = 2.0
 """How long to wait for open answers at the end."""
@@ -83,7 +84,7 @@ class HttpServer:
     """The server and its thread; `port` is the one it really listens on."""
 
     def __init__(self, spec: HttpSpec, registry: CollectorRegistry, hooks: Hooks) -> None:
-        """Bind the address. Raises ConfigError when it cannot be had, or the token cannot be read."""
+        """Bind the address. Raises BusyError while another has it, ConfigError where it or the token cannot be had."""
         app = _Application(registry, hooks, _token(spec), spec.metrics_max_age_s)
         self._socket = _bind(spec)
         self.port: int = self._socket.getsockname()[1]
@@ -204,7 +205,8 @@ def _bind(spec: HttpSpec) -> socket.socket:
     try:
         return socket.create_server((spec.host, spec.port), family=family, backlog=128)
     except OSError as error:
-        raise ConfigError(
+        busy = error.errno in {errno.EADDRINUSE, errno.EADDRNOTAVAIL}
+        raise (BusyError if busy else ConfigError)(
             f"http.host = {spec.host!r}, http.port = {spec.port}: cannot listen there "
             f"({error.strerror or error}). Choose another, stop what uses it, or set http.enabled = false."
         ) from error

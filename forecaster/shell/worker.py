@@ -117,7 +117,9 @@ class Worker(ABC):
             self.turn()
 
     def prepare_topics(self) -> None:
-        """Create what is missing (where allowed); wait for a broker that is not there yet. Raises ConfigError."""
+        """Create what is missing (where allowed); wait for a broker that is not there yet. Raises BrokerError where
+        topics are still missing or cannot be used: somebody may create them meanwhile.
+        """
         config = self.config
         while not self.signals.stopping:
             self.turned_s = self._now()
@@ -135,7 +137,7 @@ class Worker(ABC):
                 if config.topics.create and (created := admin.create_missing(config.topics)):
                     _log.info("topics_created", topics=created)
                 if problems := admin.check(config.topics):
-                    raise ConfigError("\n".join(problems))
+                    raise BrokerError("\n".join(problems))
                 for problem in admin.unfit(config.topics):
                     _log.warning("unfit_topic", problem=problem)
             finally:

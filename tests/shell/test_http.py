@@ -1,5 +1,6 @@
 """The HTTP server against real sockets: what it answers, and what slow and hostile clients cannot do."""
 
+import errno
 import json
 import socket
 import threading
@@ -15,7 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from pydantic import SecretStr, ValidationError
 
-from forecaster.errors import ConfigError
+from forecaster.errors import BusyError, ConfigError
 from forecaster.shell.http import Hooks, HttpServer, HttpSpec
 
 TOKEN = "open sesame"
@@ -172,9 +173,18 @@ def test_two_tokens_are_refused_and_none_is_printed() -> None:
     assert TOKEN not in str(refused.value)
 
 
-def test_a_port_in_use_is_an_error_of_the_configuration() -> None:
-    with serving() as port, pytest.raises(ConfigError, match=rf"http\.port = {port}.*in use"):
+def test_a_port_in_use_may_be_free_a_moment_later() -> None:
+    with serving() as port, pytest.raises(BusyError, match=rf"http\.port = {port}.*in use"):
         HttpServer(HttpSpec(port=port), CollectorRegistry(), hooks())
+
+
+def test_a_port_that_is_never_ours_is_an_error_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("forecaster.shell.http.socket.create_server", refuse)
+    with pytest.raises(ConfigError, match=r"http\.port = 80: .*Permission denied"):
+        HttpServer(HttpSpec(port=80), CollectorRegistry(), hooks())
 
 
 def test_a_broken_hook_costs_one_answer(caplog: pytest.LogCaptureFixture) -> None:

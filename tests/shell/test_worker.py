@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from forecaster.config import Config
-from forecaster.errors import ConfigError
+from forecaster.errors import BrokerError
 from forecaster.shell import worker
 from forecaster.shell.metrics import Metrics
 from forecaster.shell.signals import Signals
@@ -94,11 +94,11 @@ def test_who_says_stop_does_not_wait_for_a_broker_that_is_away(monkeypatch: pyte
 def test_what_ends_it_is_the_last_event_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     idle = Idle()
     monkeypatch.setattr(worker, "Admin", Broker(lambda: None, ["topics.ticks = 'x': there is no such topic"]))
-    with capture_logs() as events, pytest.raises(ConfigError):
+    with capture_logs() as events, pytest.raises(BrokerError):
         idle.run()
     assert idle.drained
     last = events[-1]
-    assert (last["event"], last["reason"], last["exit_code"]) == ("failed", "ConfigError", 2)
+    assert (last["event"], last["reason"], last["exit_code"]) == ("failed", "BrokerError", 4)
     assert "topics.ticks = 'x'" in last["error"]
 
 
