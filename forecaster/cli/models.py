@@ -19,15 +19,13 @@ app = typer.Typer(help="The models on the models topic, and which one serves.", 
 @app.command("list")
 def list_models(config: ConfigPath = None) -> None:
     """Every model on the topic, oldest first."""
-    table = Table(
-        "version", "", "created", "parent", "steps", "hold-out loss (candidate, serving, last value)"
-    )
+    table = Table("version", "", "made", "parent", "steps", "hold-out loss (candidate, serving, last value)")
     for entry in _models(load(config)).versions():
         card = entry.stored.card
         table.add_row(
             entry.stored.version,
             "[green]serving[/green]" if entry.serving else "",
-            shown_time(card["created_s"]) if card.get("created_s") else "",
+            shown_time(entry.stored.made_s) if entry.stored.made_s else "",
             str(card.get("parent", "")),
             str(card.get("steps_taken", "")),
             _losses(card.get("scores", {})),

@@ -81,6 +81,9 @@ class Card(Spec):
     version: str = ""
     parent: str = ""
     created_s: float = 0.0
+    """The newest event time that it learned from: the same log makes the same card, but for the next field."""
+    made_s: float = 0.0
+    """When it was made, by the clock of who made it; 0: not known, as of models of earlier releases."""
     seed: int = 0
     steps_taken: int = 0
     offsets: dict[str, tuple[int, int]] = Field(default_factory=dict)

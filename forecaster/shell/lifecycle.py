@@ -171,10 +171,12 @@ class Lifecycle:
         if self._target is None:
             return
         model = self._target.model
+        card = model.card
         self.training.schedule.swapped()
         self._swaps += 1
         self._metrics.model_swaps.inc()
-        self._metrics.set_serving(model.version, model.spec.cell, model.card.created_s, model.card.created_s)
+        made_s = card.made_s or card.created_s
+        self._metrics.set_serving(model.version, model.spec.cell, made_s, card.created_s)
         _log.info("model_swapped", version=model.version, reason=self._target.reason)
         self._trials.swapped(model, self._before, self._target.reason)
         self._before = model

@@ -507,10 +507,10 @@ class Metrics:
         self.trials[outcome].inc()
         self.trial_in_progress.set(0)
 
-    def set_serving(self, version: str, cell: str, trained_s: float, data_end_s: float) -> None:
+    def set_serving(self, version: str, cell: str, made_s: float, data_end_s: float) -> None:
         """Another model serves from now on."""
         self.model.info({"version": version, "cell": cell})
-        self.model_trained.set(trained_s)
+        self.model_trained.set(made_s)
         self.model_data_end.set(data_end_s)
 
     def count_compile(self, duration_s: float) -> None:

@@ -230,6 +230,7 @@ def _finished(result: Retrained, newest_s: float, offsets: Mapping[int, tuple[in
         update={
             "version": f"{through:%Y%m%d-%H%M%S}-{digest.hexdigest()[:8]}",
             "created_s": newest_s,
+            "made_s": time.time(),
             "seed": seed,
             "offsets": {str(partition): span for partition, span in offsets.items()},
             "scores": {name: {"loss": loss} for name, loss in _losses(result).items()},

@@ -101,9 +101,9 @@ class TrainingWorker(Worker):
 
     def _note(self, event: NowServing) -> None:
         self.serving = event.stored.version
-        spec, card = event.stored.spec, event.stored.card
-        made_s = float(card.get("created_s", 0.0))
-        self.metrics.set_serving(self.serving, str(spec.get("cell", "")), made_s, made_s)
+        stored, cell = event.stored, str(event.stored.spec.get("cell", ""))
+        data_end_s = float(stored.card.get("created_s", 0.0))
+        self.metrics.set_serving(self.serving, cell, stored.made_s, data_end_s)
         _log.info("now_serving", version=self.serving, reason=event.serving.reason)
 
     def housekeeping(self) -> None:

@@ -178,8 +178,8 @@ def test_retrain_waits_for_the_decision(
 
 def model(version: str, parent: str = "") -> Stored:
     losses = {name: {"pinball_loss": loss} for name, loss in (("candidate", 0.5), ("last_value", 0.75))}
-    card = {"version": version, "parent": parent, "created_s": 1.7e9, "steps_taken": 25, "scores": losses}
-    return store(version, {"w": np.zeros(3, np.float32)}, {"hidden": 8}, card)
+    card = {"version": version, "parent": parent, "created_s": 1.6e9, "made_s": 1.7e9, "steps_taken": 25}
+    return store(version, {"w": np.zeros(3, np.float32)}, {"hidden": 8}, card | {"scores": losses})
 
 
 def test_models_are_listed_shown_rolled_back_and_imported(

@@ -1,6 +1,8 @@
-"""What the report says of models: nothing before there is one."""
+"""What the report and the metrics say of models: nothing before there is one."""
 
 from typing import cast
+
+import pytest
 
 from forecaster.config import Config
 from forecaster.shell.lifecycle import Lifecycle
@@ -27,3 +29,19 @@ def test_swaps_are_those_after_which_another_model_serves() -> None:
     lifecycle._target = Target(make_model("v1"), "a test")
     lifecycle.follow(cast("StateTopic", Taken()))
     assert lifecycle.status()["swaps"] == metrics.model_swaps._value.get() == 1
+
+
+@pytest.mark.parametrize(("card", "made_s"), [({"made_s": 9.0}, 9.0), ({}, 5.0)])
+def test_when_a_model_was_made_and_what_it_learned_from_last_are_told_apart(
+    card: dict[str, float], made_s: float
+) -> None:
+    config, fold, metrics = Config(model=SPEC), make_fold(), Metrics(horizon=SPEC.horizon, levels=SPEC.levels)
+    lifecycle = Lifecycle(config, fold, metrics, Training(config, metrics, Signals()))
+    model = make_model("v1")
+    model = model._replace(card=model.card.model_copy(update={"created_s": 5.0, **card}))
+    lifecycle._target = Target(model, "a test")
+    lifecycle.swapped()
+    told = ("trained", "data_end")
+    assert [
+        metrics.registry.get_sample_value(f"forecaster_model_{what}_timestamp_seconds") for what in told
+    ] == [made_s, 5.0]

@@ -179,6 +179,7 @@ def test_one_model_serves_at_a_time(metrics: Metrics) -> None:
     metrics.set_serving("v2", "lstm", 2.0, 1.5)
     assert scraped(metrics, "forecaster_model_info") == {("lstm", "v2"): 1}
     assert scraped(metrics, "forecaster_model_trained_timestamp_seconds") == {(): 2}
+    assert scraped(metrics, "forecaster_model_data_end_timestamp_seconds") == {(): 1.5}
 
 
 def test_states_exclude_each_other(metrics: Metrics) -> None:

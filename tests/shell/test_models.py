@@ -75,6 +75,14 @@ def test_a_file_describes_itself() -> None:
     assert stored.card["parent"] == "v0"
 
 
+def test_a_model_tells_when_it_was_made_and_one_of_an_earlier_release_what_it_learned_from_last() -> None:
+    told = [
+        store("v1", SMALL, {}, card).made_s
+        for card in ({"created_s": 5.0, "made_s": 7.0}, {"created_s": 5.0}, {})
+    ]
+    assert told == [7.0, 5.0, 0.0]
+
+
 @pytest.mark.parametrize("version", ["", "a/b", "-x", "x" * 101, "a b"])
 def test_a_version_has_to_fit_into_a_key(version: str) -> None:
     with pytest.raises(ValueError, match="model version"):

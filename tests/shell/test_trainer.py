@@ -5,6 +5,7 @@ import math
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def test_a_first_model_and_then_one_that_has_to_beat_it(tmp_path: Path) -> None:
     write_ticks(tmp_path / "ticks.csv")
     header, *rows = (tmp_path / "ticks.csv").read_text().splitlines()
     (tmp_path / "ticks.csv").write_text("\n".join([header, *reversed(rows)]))  # as some archives have it
+    began_s = time.time()
     reports, done = train(job_on(tmp_path))
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert reports[0] == {"stage": "read", "ticks": 1000, "series": 5}
@@ -94,6 +96,7 @@ def test_a_first_model_and_then_one_that_has_to_beat_it(tmp_path: Path) -> None:
     assert card.version.startswith("20231123-051320-")
     assert card.offsets == {"0": (0, 1000)}
     assert card.created_s == 1.7e9 + 3600 * 199
+    assert began_s <= card.made_s <= time.time()
     assert card.scores["candidate"]["loss"] == pytest.approx(last["losses"]["candidate"])
     assert set(card.scores) == {"candidate", "last_value"}
 

@@ -72,6 +72,11 @@ class Stored(NamedTuple):
         """The weights by name."""
         return load(self.data)
 
+    @property
+    def made_s(self) -> float:
+        """When it was made; of models of earlier releases the newest event time that they saw; 0: not known."""
+        return float(self.card.get("made_s") or self.card.get("created_s") or 0.0)
+
 
 class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     """Which version serves, which one did before, and why it was changed."""
