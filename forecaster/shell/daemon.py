@@ -262,8 +262,6 @@ class Daemon(Worker):
         m = self.metrics
         m.batch_size.observe(len(records))
         m.consumed_bytes.inc(sum(len(r.key or b"") + len(r.value or b"") for r in records))
-        if np.isfinite(newest_s := answers.total.newest_s):
-            m.last_tick.set(newest_s)
         if m.watched:
             for i, series in enumerate(answers.issued.series):
                 if series in m.watched:

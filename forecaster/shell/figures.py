@@ -47,6 +47,9 @@ class Figures:
 
     def _tell_series(self) -> None:
         metrics, index = self._metrics, self._fold.index
+        newest_s = max(index.watermark_s.values(), default=-np.inf)
+        if np.isfinite(newest_s):  # also of ticks that an earlier worker answered: a restart hides no silence
+            metrics.last_tick.set(newest_s)
         metrics.series_in_two_partitions.set(len(index.split))
         metrics.series_allotted.inc(self._rise("allotted", index.allotted))
         metrics.series_evicted["idle"].inc(self._rise("evicted", index.evicted))

@@ -196,7 +196,8 @@ class Metrics:
             "missing_covariates", "Configured covariates that ticks came without."
         )
         self.last_tick = self._gauge(
-            "last_tick_timestamp_seconds", "Newest event time among the accepted ticks."
+            "last_tick_timestamp_seconds",
+            "Newest event time of our partitions, from rows that were restored or ticks since.",
         )
         self.lag = self._gauge("consumer_lag_messages", "Messages not yet consumed.", "partition")
         self.lag_unreadable = self._gauge(

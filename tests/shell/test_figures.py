@@ -1,5 +1,6 @@
 """What the parts know becomes what a scrape shows: on a real fold, with a source and a delivery of numbers only."""
 
+import math
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +53,19 @@ def test_totals_of_the_parts_become_counters_that_only_rise(parts: tuple[Metrics
     assert shown["forecaster_consumer_lag_messages", "0"] == 7
     assert shown["forecaster_consumer_lag_unreadable_messages",] == 5
     assert shown["forecaster_outstanding_messages",] == 3
+
+
+def test_the_newest_event_time_is_known_from_restored_rows_on_and_outlives_them(
+    parts: tuple[Metrics, Fold, Any, Any],
+) -> None:
+    metrics, fold, source, delivery = parts
+    figures = Figures(metrics, fold, source, delivery)
+    newest_s = list[float]()
+    for watermark_s in ({}, {0: 5.0, 1: 7.0, 2: -math.inf}, {2: -math.inf}, {}):
+        fold.index.watermark_s = watermark_s
+        figures.tell()
+        newest_s.append(scrape(metrics)["forecaster_last_tick_timestamp_seconds",])
+    assert newest_s == [0.0, 7.0, 7.0, 7.0]
 
 
 def test_series_are_young_until_their_warm_up_and_weights_add_up(
