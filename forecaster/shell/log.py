@@ -24,9 +24,15 @@ MAX_CHARS = 1_000  # of one field; tracebacks are not cut
 MAX_KEYS = 1_000  # of the flood gate; far more than there are places that log
 MASK = "***"
 
-_SECRET_NAME = re.compile(r"passw|secret|token|credential|private_key|api_key|sasl_oauth", re.IGNORECASE)
+# The name of a file that holds a secret is none.
+_SECRET_NAME = re.compile(
+    r"(?:passw|secret|token|credential|private_key|api_key|sasl_oauth)(?!.*_file$)", re.IGNORECASE
+)
+_VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s,;)}\]]+)"""
 _SECRET_TEXT = re.compile(
-    r"""((?:passw|secret|token)\w*["']?\s*[:=]\s*)(?:"[^"]*"|'[^']*'|[^\s,;)}\]]+)""", re.IGNORECASE
+    rf"""(?P<file>(?:passw|secret|token)\w*_file["']?\s*[:=]\s*{_VALUE})"""
+    rf"""|(?P<name>(?:passw|secret|token)\w*["']?\s*[:=]\s*){_VALUE}""",
+    re.IGNORECASE,
 )
 
 Event = MutableMapping[str, Any]
@@ -111,7 +117,8 @@ def redact(_logger: object, _method: str, event: Event) -> Event:
             event[name] = MASK
         elif isinstance(value, str):
             cut = len(value) > MAX_CHARS and name != "exception"
-            event[name] = _SECRET_TEXT.sub(rf"\1{MASK}", value[:MAX_CHARS] + "..." if cut else value)
+            text = value[:MAX_CHARS] + "..." if cut else value
+            event[name] = _SECRET_TEXT.sub(lambda found: found["file"] or found["name"] + MASK, text)
     return event
 
 

@@ -66,6 +66,19 @@ def test_secrets_are_masked_by_name_and_in_text(stream: io.StringIO) -> None:
     assert "ValueError" in third["exception"]
 
 
+def test_the_name_of_a_file_that_holds_a_secret_is_shown(stream: io.StringIO) -> None:
+    configure(LogSpec(), stream)
+    problem = "http.token_file = '/run/token': No such file"
+    structlog.get_logger().error("failed", error=problem, ssl_password_file="/run/key", token_filed="hunter2")
+    structlog.get_logger().error(
+        "{'password_file': '/run/p', 'password': 'hunter2', 'token_file_': 'hunter2'}"
+    )
+    assert "hunter2" not in stream.getvalue()
+    first, second = events(stream)
+    assert (first["error"], first["ssl_password_file"]) == (problem, "/run/key")
+    assert second["event"] == "{'password_file': '/run/p', 'password': ***, 'token_file_': ***}"
+
+
 def test_long_fields_are_cut(stream: io.StringIO) -> None:
     configure(LogSpec(), stream)
     structlog.get_logger().info("odd", what="x" * 10_000)
