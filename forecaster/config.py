@@ -7,6 +7,7 @@ while running. Secrets are masked wherever a configuration is shown. Nothing is 
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -43,6 +44,8 @@ LIVE = ("training", "log")
 """Sections and keys that may change while running: none of them changes what a replay of the log would give.
 """
 
+# What Kubernetes and Docker tell of a service that is called, say, forecaster-kafka.
+_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_")
 _SECRET_WORDS = ("password", "secret", "token", "credential")
 
 
@@ -125,10 +128,14 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
         if isinstance(table, dict):
             table[key] = value
             origins[section, key] = name
+    problems = list(_ignored(environ))
     try:
         config = Config.model_validate(tables)
     except ValidationError as error:
-        raise _config_error(path, (_problem(dict(e), origins) for e in error.errors())) from None
+        problems += [_problem(dict(e), origins) for e in error.errors()]
+        raise _config_error(path, problems) from None
+    if problems:
+        raise _config_error(path, problems)
     if conflicts := [text for wrong, text in _conflicts(config) if wrong]:
         raise _config_error(path, conflicts)
     return config
@@ -157,6 +164,19 @@ def _environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str, Any]]:
         text = environ[name]
         found[name] = (section, key, _list(text) if f"{section}.{key}" in lists else text)
     return found
+
+
+def _ignored(environ: Mapping[str, str]) -> Iterator[str]:
+    """A problem for each variable that begins like those for us and has too few underscores to be one."""
+    for name in sorted(environ):
+        section, _, key = name.removeprefix(ENV_PREFIX).lower().partition("_")
+        if not name.startswith(ENV_PREFIX) or "__" in name or not key or section not in sections():
+            continue
+        if _LINK.search(name) or environ[name].startswith(("tcp://", "udp://")):
+            continue
+        close = get_close_matches(key, sections()[section].model_fields, n=1, cutoff=0.6)
+        meant = f"{ENV_PREFIX}{section}__{close[0] if close else key}".upper()
+        yield f"{name}: two underscores part section and key; did you mean {meant}?"
 
 
 def _list(text: str) -> Any:

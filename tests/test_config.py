@@ -71,6 +71,35 @@ def test_the_environment_goes_over_the_file(tmp_path: Path) -> None:
     assert found.training.seed == 7
 
 
+def test_a_variable_with_too_few_underscores_is_a_problem_and_not_ignored(tmp_path: Path) -> None:
+    path = write(tmp_path, "[model]\nhorizon = 0\n")
+    meant = {
+        "FORECASTER_KAFKA_BOOTSTRAP_SERVERS": "FORECASTER_KAFKA__BOOTSTRAP_SERVERS",
+        "FORECASTER_KAFKA_SASL_PLAIN_PASWORD": "FORECASTER_KAFKA__SASL_PLAIN_PASSWORD",
+        "FORECASTER_LOG_NOISE": "FORECASTER_LOG__NOISE",
+    }
+    head, *lines = problems(path, dict.fromkeys(meant, "hunter2"))
+    assert head == f"{path}: 4 problems"
+    assert lines[:3] == [
+        f"  {name}: two underscores part section and key; did you mean {mend}?"
+        for name, mend in meant.items()
+    ]
+
+
+def test_variables_that_only_begin_like_ours_are_left_alone() -> None:
+    others = {
+        "FORECASTER_CONFIG": "x",
+        "FORECASTER_ROLE": "train",
+        "FORECASTER_TEST_KAFKA": "x",
+        "FORECASTER_LOG": "x",
+        "FORECASTER_KAFKA_SERVICE_HOST": "10.0.0.1",  # these tell of the service forecaster-kafka in Kubernetes
+        "FORECASTER_KAFKA_SERVICE_PORT_PLAIN": "9092",
+        "FORECASTER_KAFKA_PORT": "tcp://10.0.0.1:9092",
+        "FORECASTER_KAFKA_PORT_9092_TCP_ADDR": "10.0.0.1",
+    }
+    assert load(None, others) == Config()
+
+
 def test_every_problem_is_listed_with_key_value_and_mend(tmp_path: Path) -> None:
     path = write(
         tmp_path,
