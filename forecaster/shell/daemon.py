@@ -363,8 +363,8 @@ class Daemon(Worker):
 
     # ------------------------------------------------------------------ the end
 
-    def drain(self) -> None:
-        """Publish and commit what is in flight; leave the group."""
+    def drain(self) -> bool:
+        """Publish and commit what is in flight; leave the group; whether all was committed."""
         self.metrics.state.state(State.DRAINING)
         self.systemd.stopping()
         self.lifecycle.stop()
@@ -377,7 +377,7 @@ class Daemon(Worker):
             self.source.take_leave()
         self.source.close(3.0)
         self.delivery.close(2.0)
-        _log.info("stopped", clean=done)
+        return done
 
 
 # ---------------------------------------------------------------------- the start

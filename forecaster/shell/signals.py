@@ -36,6 +36,11 @@ class Signals:
             self.stopping = True
         self._came[number] += 1
 
+    @property
+    def told_by(self) -> str:
+        """The name of the signal that said stop; "" before one has."""
+        return next((number.name for number in STOP if self._came[number]), "")
+
     def take(self, number: int) -> int:
         """How often it came since it was last asked for."""
         came, self._came[number] = self._came[number], 0

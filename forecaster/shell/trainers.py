@@ -131,14 +131,14 @@ class TrainingWorker(Worker):
         """For the report: whether it leads, what serves, what trains."""
         return {"leads": self.election.won, "model": self.serving, **self.training.status()}
 
-    def drain(self) -> None:
+    def drain(self) -> bool:
         """End the trainer, say so to those who wait, let another one lead."""
         self.metrics.state.state(State.DRAINING)
         self.systemd.stopping()
         self.training.stop()
         self.election.close()
         self._models.close()
-        _log.info("stopped", clean=True)
+        return True
 
 
 def run(config: Config, signals: Signals, path: Path | None = None) -> int:

@@ -89,20 +89,22 @@ class Worker(ABC):
         """For the report: where the work stands."""
 
     @abstractmethod
-    def drain(self) -> None:
-        """Finish what is in hand, and close."""
+    def drain(self) -> bool:
+        """Finish what is in hand, and close; whether all of it was finished."""
 
     # ------------------------------------------------------------------ from start to end
 
     def run(self) -> None:
         """Start, turn until told to stop, end in order. An error that ends it is the last event of the log."""
+        finished: list[bool] = []
         try:
             with ExitStack() as stack:
-                stack.callback(self.drain)
+                stack.callback(lambda: finished.append(self.drain()))
                 self._run(stack)
         except ForecasterError as error:
             _log.error("failed", reason=type(error).__name__, error=str(error), exit_code=error.exit_code)
             raise
+        _log.info("stopped", clean=all(finished))
 
     def _run(self, stack: ExitStack) -> None:
         if self.config.http.enabled:
@@ -115,6 +117,7 @@ class Worker(ABC):
         LoopWatch(lambda: self._turns, self.config.kafka.max_poll_interval_s + STALLED_S).start()
         while not self.signals.stopping:
             self.turn()
+        _log.info("stopping", signal=self.signals.told_by)
 
     def prepare_topics(self) -> None:
         """Create what is missing (where allowed); wait for a broker that is not there yet. Raises BrokerError where

@@ -1,5 +1,6 @@
 """The start and the end of any worker: who says stop waits for no broker, and an error is the log's last event."""
 
+import signal
 import threading
 from collections.abc import Callable
 
@@ -27,6 +28,7 @@ class Idle(Worker):
     """A worker without work."""
 
     drained = False
+    finishes = True
     waits_for = ""
 
     def __init__(self) -> None:
@@ -54,8 +56,9 @@ class Idle(Worker):
     def about(self) -> dict[str, object]:
         return {}
 
-    def drain(self) -> None:
+    def drain(self) -> bool:
         self.drained = True
+        return self.finishes
 
 
 class Broker:
@@ -98,6 +101,7 @@ def test_what_ends_it_is_the_last_event_of_the_log(monkeypatch: pytest.MonkeyPat
         idle.run()
     assert idle.drained
     last = events[-1]
+    assert "stopped" not in [event["event"] for event in events]
     assert (last["event"], last["reason"], last["exit_code"]) == ("failed", "BrokerError", 4)
     assert "topics.ticks = 'x'" in last["error"]
 
@@ -115,6 +119,21 @@ def test_settings_of_topics_that_lose_records_are_warned_of_and_end_nothing(
     assert [(event["event"], event["log_level"], event["problem"]) for event in events] == [
         ("unfit_topic", "warning", "topics.state = 'x': cleanup.policy = 'delete'")
     ]
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+def test_the_log_says_which_signal_ended_it_and_whether_all_was_finished(
+    monkeypatch: pytest.MonkeyPatch, finishes: bool
+) -> None:
+    idle = Idle()
+    idle.finishes = finishes
+    monkeypatch.setattr(idle, "start", lambda: None)
+    monkeypatch.setattr(idle, "turn", lambda: idle.signals._note(signal.SIGTERM, None))
+    with capture_logs() as events:
+        idle.run()
+    assert [event["event"] for event in events] == ["stopping", "stopped"]
+    assert events[0]["signal"] == "SIGTERM"
+    assert events[1]["clean"] is finishes
 
 
 def test_the_log_says_when_ticks_are_no_longer_answered_and_when_they_are_again() -> None:
