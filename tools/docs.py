@@ -46,12 +46,12 @@ One TOML file, named by `--config` or `FORECASTER_CONFIG`; what it leaves out ha
 `forecaster config` prints the default file with all of this as comments, `forecaster check` tells everything
 that is wrong with one.
 
-* Every key can be set from the environment, which goes over the file: `FORECASTER_<SECTION>__<KEY>`, for
-example
+* Every key can be set from the environment, which goes over the file: `FORECASTER_<SECTION>__<KEY>`, for example
   `FORECASTER_KAFKA__BOOTSTRAP_SERVERS=broker:9092`. Lists are written as in TOML, or as words between commas.
-* Secrets belong into files that `*_file` keys name, or into the environment. They are never shown. * Unknown
-keys are errors. All problems are listed at once, and the process ends with exit code 2. * Keys marked
-**live** are taken over while running, on SIGHUP; a change of any other is named in the log and waits for
+* Secrets belong into files that `*_file` keys name, or into the environment. They are never shown.
+* Unknown keys are errors, and so are numbers that are not finite. All problems are listed at once, and the process ends
+  with exit code 2.
+* Keys marked **live** are taken over while running, on SIGHUP; a change of any other is named in the log and waits for
   a restart, and a broken file changes nothing.
 
 This file is made from the code (`make docs`).
