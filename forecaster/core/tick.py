@@ -346,7 +346,7 @@ def _time(spec: TickSpec, record: _Record, fields: dict[str, Any]) -> float:
         raise _Refused(
             Reason.FUTURE,
             f"{spec.time!r} is {_quote(raw)}, {time_s - record_s:.6g} s after the record's timestamp,"
-            f" expected at most future_s = {spec.future_s:g}; is the unit {spec.time_unit}?",
+            f" expected at most future_s = {spec.future_s:g}; is tick.time_unit = {spec.time_unit} right?",
         )
     return time_s
 

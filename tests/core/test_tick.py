@@ -109,7 +109,7 @@ def test_a_fixed_unit_refuses_the_other_kind_of_time() -> None:
 def test_milliseconds_read_as_seconds_are_refused_as_future_with_a_hint() -> None:
     reject = refused({**GOOD, "ts": NOW_MS}, time_unit="s")
     assert reject.reason is Reason.FUTURE
-    assert "is the unit s?" in reject.message
+    assert "is tick.time_unit = s right?" in reject.message
 
 
 def test_future_is_measured_against_the_record() -> None:
