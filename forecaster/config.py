@@ -40,7 +40,7 @@ ENV_PREFIX = "FORECASTER_"
 MASK = "***"
 NUMBER_BYTES = 25  # of the longest number in a prediction, with its comma
 HEADER_BYTES = 4096  # for everything in a message but its body
-LIVE = ("training", "log")
+LIVE = ("training", "log", "metrics")
 """Sections and keys that may change while running: none of them changes what a replay of the log would give.
 """
 

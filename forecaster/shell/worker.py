@@ -221,7 +221,8 @@ class Worker(ABC):
         self.config = wanted.config
         self.training.configure(wanted.config)
         log.configure(wanted.config.log)
-        self.metrics.watch(wanted.config.metrics.series)
+        if "metrics.series" in wanted.taken:
+            self.metrics.watch(wanted.config.metrics.series)
         self.metrics.config_last_reload_successful.set(1)
         _log.info("configuration_reloaded", taken=wanted.taken, need_a_restart=wanted.refused)
 

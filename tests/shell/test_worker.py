@@ -3,7 +3,9 @@
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
@@ -134,6 +136,27 @@ def test_the_log_says_which_signal_ended_it_and_whether_all_was_finished(
     assert [event["event"] for event in events] == ["stopping", "stopped"]
     assert events[0]["signal"] == "SIGTERM"
     assert events[1]["clean"] is finishes
+
+
+def test_series_that_are_watched_change_with_the_configuration_and_keep_their_values_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.log, "configure", lambda _: None)
+    idle = Idle()
+    idle.path = tmp_path / "forecaster.toml"
+    shown = []
+    for series in ("a", "a", "b"):
+        idle.path.write_text(f"[metrics]\nseries = ['{series}']\n[http]\nenabled = false\n")
+        with capture_logs() as events:
+            idle.reload()
+        shown.append((events[-1]["taken"], idle.metrics.watched, value_of_a(idle)))
+        idle.metrics.observe_series("a", 5.0, np.zeros((1, 1)))
+    taken = ("metrics.series",)
+    assert shown == [(taken, {"a"}, None), ((), {"a"}, 5.0), (taken, {"b"}, None)]
+
+
+def value_of_a(idle: Idle) -> float | None:
+    return idle.metrics.registry.get_sample_value("forecaster_series_last_value", {"series": "a"})
 
 
 def test_the_log_says_when_ticks_are_no_longer_answered_and_when_they_are_again() -> None:
