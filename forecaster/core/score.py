@@ -63,7 +63,11 @@ def score(
 
 
 def anomaly(quantiles: Float[Array, "level batch"], actual: Float[Array, " batch"], median: int) -> Array:
-    """Where the outcome fell in its forecast: 0 at the median, 1 at the outermost quantile of its side."""
+    """Where the outcome fell in its forecast: 0 at the median, 1 at the outermost quantile of its side; NaN on a side
+    where no quantile is.
+    """
     off = actual - quantiles[median]
-    side = jnp.where(off > 0, quantiles[-1] - quantiles[median], quantiles[median] - quantiles[0])
+    upper = quantiles[-1] - quantiles[median] if median + 1 < len(quantiles) else jnp.nan
+    lower = quantiles[median] - quantiles[0] if median else jnp.nan
+    side = jnp.where(off > 0, upper, lower)
     return jnp.abs(off) / jnp.maximum(side, TIE)

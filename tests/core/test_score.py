@@ -60,3 +60,14 @@ def test_an_anomaly_is_measured_against_the_half_of_the_interval_it_fell_in() ->
     quantiles = jnp.asarray([[-1.0, 0.0, 4.0]] * 4 + [[0.0, 0.0, 0.0]]).T
     found = score.anomaly(quantiles, jnp.asarray([0.0, 4.0, -1.0, 8.0, 0.0]), 1)
     np.testing.assert_allclose(found, [0.0, 1.0, 1.0, 2.0, 0.0], atol=1e-6)
+
+
+def test_there_is_no_anomaly_on_a_side_without_quantiles() -> None:
+    outcomes = jnp.asarray([-2.0, 2.0])
+    for levels, median, expected in (
+        ([[0.0]], 0, [np.nan, np.nan]),  # (0.5,)
+        ([[0.0], [4.0]], 0, [np.nan, 0.5]),  # (0.5, 0.9)
+        ([[-4.0], [0.0]], 1, [0.5, np.nan]),  # (0.1, 0.5)
+    ):
+        quantiles = jnp.asarray(levels) * jnp.ones(2)
+        np.testing.assert_allclose(score.anomaly(quantiles, outcomes, median), expected)
