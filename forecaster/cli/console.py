@@ -44,11 +44,6 @@ def event_s(option: str, text: str) -> float:
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
-def shown_time(time_s: float) -> str:
-    """2026-01-31 12:00:00Z."""
-    return f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M:%S}Z"
-
-
 def brief(value: object) -> str:
     """A value of an answer or a card on one line, numbers to four digits."""
     if isinstance(value, float):

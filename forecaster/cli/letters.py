@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from forecaster.cli.console import INTERRUPTED, ConfigPath, err, event_s, load, out, shown_time
+from forecaster.cli.console import INTERRUPTED, ConfigPath, err, event_s, load, out
 from forecaster.errors import ConfigError
+from forecaster.shell.times import shown_time
 
 if TYPE_CHECKING:
     from forecaster.config import Config

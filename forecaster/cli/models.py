@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from forecaster.cli.console import ConfigPath, load, out, shown_time
+from forecaster.cli.console import ConfigPath, load, out
 from forecaster.errors import ConfigError
+from forecaster.shell.times import shown_time
 
 if TYPE_CHECKING:
     from forecaster.config import Config

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forecaster.cli.console import INTERRUPTED, ConfigPath, load, shown_time
+from forecaster.cli.console import INTERRUPTED, ConfigPath, load
+from forecaster.shell.times import shown_time
 
 if TYPE_CHECKING:
     from forecaster.shell.prediction import Prediction

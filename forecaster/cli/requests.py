@@ -17,9 +17,9 @@ from forecaster.cli.console import (
     event_s,
     load,
     out,
-    shown_time,
 )
 from forecaster.errors import BrokerError, ConfigError
+from forecaster.shell.times import shown_time
 
 if TYPE_CHECKING:
     from forecaster.config import Config

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as arrow
 import pytest
@@ -12,7 +14,7 @@ from forecaster.core.tick import Reason, Reject, Tick, TickSpec, make_decoder
 from forecaster.errors import DataError
 from forecaster.shell.kafka.record import Assigned, Lost, Record
 from forecaster.shell.kafka.spec import KafkaSpec
-from forecaster.shell.replay import ListSink, ListSource, read_ticks
+from forecaster.shell.replay import ListSink, ListSource, dataset, late_in, read_ticks
 
 SPEC = TickSpec()
 CSV = b"series,ts,value\na,10,1\nb,20,2\n"
@@ -95,7 +97,91 @@ def test_parquet_reads_like_csv(tmp_path: Path) -> None:
     parquet.write_table(arrow.table({"series": ["b", "a"], "ts": times, "value": [1.5, None]}), path)
     first, second = read_ticks(path, SPEC)
     assert decoded([first]) == [Tick("b", 1000.5, 1.5)]
-    assert json.loads(second.value or b"") == {"series": "a", "ts": 2000.0, "value": None}
+    assert json.loads(second.value or b"") == {
+        "series": "a",
+        "ts": "1970-01-01T00:33:20.000000",
+        "value": None,
+    }
+
+
+@pytest.mark.parametrize("unit", ["auto", "s", "ms", "us", "ns", "iso"])
+@pytest.mark.parametrize("kind", ["s", "ms", "us", "ns", "zone", "day"])
+def test_a_timestamp_of_parquet_is_taken_for_what_it_is_whatever_the_unit(
+    tmp_path: Path, unit: Literal["auto", "s", "ms", "us", "ns", "iso"], kind: str
+) -> None:
+    days = [-4 * 365, 0, 20_000]  # 1966, 1970, 2024
+    when = [86_400.0 * day for day in days]
+    types = {"zone": arrow.timestamp("ms", "Asia/Tokyo"), "day": arrow.date32()}
+    type_ = types.get(kind) or arrow.timestamp(kind)
+    times = arrow.array([datetime.fromtimestamp(s, UTC) for s in when], arrow.timestamp("us", "UTC"))
+    times = times.cast(type_) if kind != "day" else arrow.array(days, arrow.int32()).cast(type_)
+    path = tmp_path / "ticks.parquet"
+    parquet.write_table(arrow.table({"series": ["a"] * 3, "at": times, "value": [1.0, 2.0, 3.0]}), path)
+    spec = TickSpec(time="at", time_unit=unit)
+    ticks = [tick for tick in decoded(read_ticks(path, spec), spec) if isinstance(tick, Tick)]
+    assert [tick.time_s for tick in ticks] == when
+
+
+def test_old_dates_of_parquet_are_dates_and_impossible_ones_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "ticks.parquet"
+
+    def read(moment_ms: int) -> list[Tick | Reject]:
+        times = arrow.array([moment_ms], arrow.timestamp("ms"))
+        parquet.write_table(arrow.table({"series": ["a"], "ts": times, "value": [1.0]}), path)
+        return decoded(read_ticks(path, SPEC))
+
+    assert read(-11_676_096_000_000) == [Tick("a", -11_676_096_000.0, 1.0)], "the year 1600"
+    with pytest.raises(DataError, match=r"cannot be read: .*out of bounds"):
+        read(2**62)
+
+
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [("load.csv", "load"), ("load.csv.gz", "load"), ("load.2024.csv", "load.2024"), ("load.parquet", "load")],
+)
+def test_a_file_without_a_column_of_series_is_one_series_of_the_files_name(
+    tmp_path: Path, name: str, called: str
+) -> None:
+    path = tmp_path / name
+    assert dataset(path) == called
+    if path.suffix == ".parquet":
+        parquet.write_table(arrow.table({"ts": [10, 20], "value": [1.0, 2.0]}), path)
+    else:
+        text = b"ts,value\n10,1\n20,2\n"
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    for spec in (SPEC, TickSpec(series="id"), TickSpec(series="")):
+        records = read_ticks(path, spec)
+        assert decoded(records, spec) == [Tick(called, 10.0, 1.0), Tick(called, 20.0, 2.0)]
+        assert {record.key for record in records} == {called.encode()}
+
+
+def test_several_series_are_not_taken_for_one(tmp_path: Path) -> None:
+    rows = [f"{name},{t},{t}" for t in range(9) for name in ("a", "b")]
+    path = write(tmp_path, "\n".join(["id,ts,value", *rows]))
+    with pytest.raises(DataError, match="9 of 18 rows have the time of another: is one of 'id' the series"):
+        read_ticks(path, SPEC)
+    assert len(read_ticks(path, TickSpec(series="id"))) == 18
+    more = write(tmp_path, "\n".join(["load,ts,value", *(f"{t % 3},{t},{t}" for t in range(9))]))
+    assert len(read_ticks(more, SPEC)) == 9, "a further column of one series"
+
+
+def test_a_row_of_a_wrong_clock_is_told_from_a_file_in_no_order(tmp_path: Path) -> None:
+    times = [*range(5), 4_070_908_800, *range(5, 20)]  # 2099
+    path = write(tmp_path, "\n".join(["ts,value", *(f"{t},{t}" for t in times)]))
+    with pytest.raises(DataError, match="15 of them come after the row of 'ticks' at 2099-01-01 00:00:00Z"):
+        read_ticks(path, SPEC)
+    few = write(tmp_path, "\n".join(["ts,value", *(f"{t},{t}" for t in [*range(30), 10**9, 30, 31])]))
+    late = late_in(read_ticks(few, SPEC), SPEC)
+    assert (late.ticks, late.late) == (33, 2)
+    assert late.behind_one().startswith("2 of them come after the row of 'ticks' at 2001-09-09 01:46:40Z")
+    backwards = write(tmp_path, "\n".join(["ts,value", *(f"{t},{t}" for t in range(20, 0, -1))]))
+    with pytest.raises(DataError, match=r"19 of 20 rows .*; sort the file by time"):
+        read_ticks(backwards, SPEC)
+
+
+def test_a_time_that_no_calendar_has_is_no_tick(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected at most future_s = 300; is the unit s"):
+        read_ticks(write(tmp_path, "ts,value\n1.7e12,1\n"), TickSpec(time_unit="s"))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +190,7 @@ def test_parquet_reads_like_csv(tmp_path: Path) -> None:
         ("", "empty"),
         ("series,ts,value\n", "no rows"),
         ("series,time,value\na,1,2\n", "no column 'ts'; there are 'series', 'time', 'value': rename them"),
-        ("Series,TS,value\na,1,2\n", "no column 'series', no column 'ts'; there are"),
+        ("Series,TS,Value\na,1,2\n", "no column 'ts', no column 'value'; there are"),
         ("series;ts;value\na;1;2\n", "there are 'series;ts;value': separate the columns by commas"),
         ("series,ts,value\na,1,2\n\na,1\n", "line 4: there are 2 columns, 3 in the header"),
         (
