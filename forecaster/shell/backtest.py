@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from math import ceil, inf
 from typing import NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ from forecaster.core.train import Failure, Progress
 from forecaster.shell.kafka import Record
 from forecaster.shell.metrics import Metrics
 from forecaster.shell.pipeline import Pipeline
+from forecaster.shell.retrain import RetrainSpec
 from forecaster.shell.slices import Slicer
 from forecaster.shell.tally import Counts
 
@@ -90,7 +92,6 @@ def backtest(
     nothing is trained: without a warm-up the forecasts are those of that run.
     """
     records, warm = ordered(records, warm_up)
-    training = config.training
     names = len({record.key for record in records})
     # Series of a file may come from different years: none is dropped for being idle.
     series = config.series.model_copy(update={"idle_s": float("inf"), "max_series": max(names, 8)})
@@ -98,23 +99,51 @@ def backtest(
     metrics = Metrics(config.metrics, horizon=config.model.horizon, levels=config.model.levels)
     pipeline = Pipeline(fold, config.tick, config.grid, config.topics.ticks, metrics)
     slicer = Slicer(config.tick, config.grid)
-    next_retrain, began_s, newest_s = float(warm), float("-inf"), float("-inf")
     starts = _starts(len(records), warm, swaps or ())
     noted = set(starts[-1 :: -max(1, (len(records) - warm) // CHUNK // LOOKS)])
+    schedule = _Schedule(config.training, float(warm) if swaps is None else inf)
     for start, end in pairwise((*starts, len(records))):
         if swaps is not None and start in swaps:
             fold.swap(swaps[start])
-        due_by_time = training.every_s > 0 and newest_s - began_s >= training.every_s
-        if swaps is None and (start >= next_retrain or (start >= warm and due_by_time)):
-            next_retrain, began_s = start + training.ticks_between(start), newest_s
-            yield _retrain(fold, slicer, config, start, progress)
-        slicer.add(records[start:end])
-        answers = pipeline.handle(records[start:end], live=False)
-        total = answers.total
-        newest_s = max(newest_s, total.newest_s)
-        streamed = start >= warm
-        shares = _shares_of(fold) if streamed and start in noted else None
-        yield Part(answers.issued, end, len(records), not streamed, shares, _unused(total))
+        streamed, at = start >= warm, start
+        while at < end:
+            if schedule.due(at, slicer.newest_s):
+                schedule.began(at, slicer.newest_s)
+                yield _retrain(fold, slicer, config, at, progress)
+            done = schedule.feed(slicer, records, at, end)
+            answers = pipeline.handle(records[at:done], live=False)
+            shares = _shares_of(fold) if streamed and at in noted else None
+            yield Part(answers.issued, done, len(records), not streamed, shares, _unused(answers.total))
+            at = done
+
+
+class _Schedule:
+    """When the next retrain is due, by records and by event time; the first one before record number `first`."""
+
+    def __init__(self, spec: RetrainSpec, first: float) -> None:
+        self._spec = spec
+        self._next, self._began_s = first, inf
+
+    def due(self, at: int, newest_s: float) -> bool:
+        """Whether one is, before record number `at`; `newest_s` is the newest event time by then."""
+        every_s = self._spec.every_s
+        return at >= self._next or (every_s > 0 and newest_s - self._began_s >= every_s)
+
+    def began(self, at: int, newest_s: float) -> None:
+        """One begins here: the next is counted from it."""
+        self._next, self._began_s = at + self._spec.ticks_between(at), newest_s
+
+    def feed(self, slicer: Slicer, records: Sequence[Record], at: int, end: int) -> int:
+        """Give the slicer records from number `at` on, up to the one before which a retrain is due; its number."""
+        end = max(at + 1, ceil(min(self._next, end)))
+        if not self._spec.every_s:
+            slicer.add(records[at:end])
+            return end
+        for number in range(at, end):
+            slicer.add(records[number : number + 1])
+            if self.due(number + 1, slicer.newest_s):
+                return number + 1
+        return end
 
 
 def _unused(total: Counts) -> Counter[str]:
