@@ -74,8 +74,10 @@ def annotate(
     if not start_s < end_s:
         raise ConfigError(f"--start {start} is not before --end {end}")
     settings = load(config)
-    from forecaster.shell.control import Command, Controls, Request
+    from forecaster.shell.control import Command, Controls, Request, why_no_span
 
+    if why := why_no_span(series, start_s, end_s):
+        raise ConfigError(f"no span from --start {start} to --end {end}: {why}")
     _require_topic(settings, settings.topics.control)
     span = {"series": series, "start_s": start_s, "end_s": end_s}
     request = Request(command=Command.ANNOTATE, trigger="cli", sender=_sender(), arguments=span)

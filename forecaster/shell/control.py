@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from forecaster.core.tick import MAX_SERIES_CHARS, YEAR_1_S
 from forecaster.errors import BrokerError
 from forecaster.shell.kafka.log import Follower, Start
 from forecaster.shell.kafka.record import Record
@@ -24,6 +25,7 @@ from forecaster.shell.schema import schema_of
 SCHEMA = 1
 _WRITE_TIMEOUT_S = 10.0
 _MOST_REMEMBERED = 1_000
+YEAR_9999_S = 253_402_300_799.0  # its last second
 _MOST_SPANS = 5_000  # a trainer is told all of them
 
 
@@ -72,6 +74,18 @@ Message = Request | Answer
 
 _decode = msgspec.json.Decoder(Request | Answer).decode
 _log = structlog.get_logger(__name__)
+
+
+def why_no_span(series: str, start_s: float, end_s: float) -> str:
+    """Why a span cannot be left out of training; empty where it can."""
+    for time_s in (start_s, end_s):
+        if not YEAR_1_S <= time_s <= YEAR_9999_S:  # nor is NaN
+            return f"{time_s:.16g} is not within the years 1 to 9999, as epoch seconds"
+    if start_s >= end_s:
+        return "it ends before it begins"
+    if len(series) > MAX_SERIES_CHARS:
+        return f"the name of the series has {len(series)} characters, expected at most {MAX_SERIES_CHARS}"
+    return ""
 
 
 def encode(message: Message) -> tuple[bytes, bytes]:

@@ -12,13 +12,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from math import isfinite
 
 import structlog
 
 from forecaster.config import Config
 from forecaster.core.history import Span
 from forecaster.errors import ForecasterError
-from forecaster.shell.control import Answer, Command, ControlFollower, Message, Request, encode
+from forecaster.shell.control import Answer, Command, ControlFollower, Message, Request, encode, why_no_span
 from forecaster.shell.kafka.sink import Sink
 from forecaster.shell.metrics import Metrics
 from forecaster.shell.models import Models
@@ -246,13 +247,16 @@ class Training:
 
 def _span(request: Request) -> Span | None:
     start_s, end_s = _number(request, "start_s"), _number(request, "end_s")
-    if start_s is None or end_s is None:
+    series = request.arguments.get("series", "")
+    if start_s is None or end_s is None or not isinstance(series, str | int):
         return None
-    return Span(str(request.arguments.get("series", "")), start_s, end_s)
+    span = Span(str(series), start_s, end_s)
+    return None if why_no_span(*span) else span
 
 
 def _number(request: Request, name: str) -> float | None:
     try:
-        return float(request.arguments[name])
-    except (KeyError, TypeError, ValueError):
+        number = float(request.arguments[name])
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
+    return number if isfinite(number) else None

@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forecaster.core.history import Span
+from forecaster.shell import training
 from forecaster.shell.control import SCHEMA, Answer, Command, Inbox, Message, Request, decode, encode
 from forecaster.shell.kafka import Record
 
@@ -83,3 +85,30 @@ def test_memory_is_bounded() -> None:
     assert len(inbox.take()) <= 1_000
     inbox.feed([record(request(command=Command.ANNOTATE)) for _ in range(6_000)])
     assert len(inbox.spans) == 5_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "span"),
+    [
+        ({"start_s": 1, "end_s": "2.5"}, Span("", 1.0, 2.5)),
+        ({"series": 7, "start_s": 1, "end_s": 2}, Span("7", 1.0, 2.0)),
+        (
+            {"series": "é" * 256, "start_s": -1e9, "end_s": 253_402_300_799},
+            Span("é" * 256, -1e9, 253_402_300_799.0),
+        ),
+        ({"series": "é" * 257, "start_s": 1, "end_s": 2}, None),
+        ({"series": None, "start_s": 1, "end_s": 2}, None),
+        ({"start_s": 2, "end_s": 2}, None),
+        ({"start_s": 1, "end_s": "inf"}, None),
+        ({"start_s": "-inf", "end_s": 2}, None),
+        ({"start_s": "nan", "end_s": 2}, None),
+        ({"start_s": 1, "end_s": 1_767_225_600_000}, None),
+        ({"start_s": 1, "end_s": 10**400}, None),
+        ({"start_s": 1}, None),
+    ],
+)
+def test_an_annotation_that_is_no_span_is_none_for_the_trainer_either(
+    arguments: dict[str, object], span: Span | None
+) -> None:
+    request = Request(command=Command.ANNOTATE, trigger="cli", sender="me", arguments=arguments)
+    assert training._span(request) == span
