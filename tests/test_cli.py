@@ -1,15 +1,18 @@
 """The command line without a broker: what it prints, what it exits with; and signals that come early."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import forecaster
 from forecaster import cli, config
+from forecaster.shell.models import Entry, Models, Stored
 from forecaster.shell.prediction import Encoder, decode
 from tests.shell.test_prediction import LEVELS, forecasts
 
@@ -122,6 +125,33 @@ def test_one_line_shows_the_first_and_the_last_step_with_the_80_percent_band() -
     message = Encoder("ticks", LEVELS).encode(forecasts(), "m-1")[0]
     line = cli.predictions.prediction_line(decode(message))
     assert line == "2023-11-14 22:13:20Z  a  100  +1 100 [99, 101]  +2 100 [98, 102]  ok m-1"
+
+
+def test_what_a_terminal_would_act_on_is_escaped() -> None:
+    hostile = decode(Encoder("ticks", LEVELS).encode(forecasts(), "m\x9b2J")[0])
+    named = msgspec.structs.replace(hostile, series="é \x1b[2J\n\u202e'\\", issued_at=1e15)
+    line = cli.predictions.prediction_line(named)
+    assert line.startswith("1000000000000000  é \\x1b[2J\\n\\u202e'\\  100")
+    assert line.endswith("ok m\\x9b2J")
+    assert line.isprintable()
+
+
+def test_versions_of_models_are_never_cut_and_can_be_had_as_json(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = [f"20260101-00000{n}-{'abcdef01' * 4}" for n in range(3)]
+    cards = [{"parent": parent, "steps_taken": 400} for parent in ("", *versions)]
+    stored = [Stored(v, {}, card, b"") for v, card in zip(versions, cards, strict=False)]
+    entries = [Entry(one, serving=n == 2) for n, one in enumerate(stored)]
+    monkeypatch.setattr(Models, "versions", lambda _: entries)
+    shown = call("models", "list", COLUMNS="40").shown
+    lines = shown.splitlines()
+    for n, version in enumerate(versions):
+        assert sum(version in line for line in lines) == 1 + (n < 2), "its own line, and that of its child"
+    told = [json.loads(line) for line in call("models", "list", "--json").shown.splitlines()]
+    assert [one["version"] for one in told] == versions
+    assert [one["serving"] for one in told] == [False, False, True]
+    assert told[1]["card"]["parent"] == versions[0]
 
 
 @pytest.mark.process

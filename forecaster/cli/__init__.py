@@ -8,10 +8,9 @@ without a traceback.
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from forecaster.cli import daemon, files, letters, models, predictions, requests
-from forecaster.cli.console import err, out
+from forecaster.cli.console import complain, out
 from forecaster.errors import BugError, ForecasterError
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def main(signals: "Signals | None" = None) -> int:
     except BugError:
         raise  # with its traceback, which is what a report needs
     except ForecasterError as error:
-        err.print(f"[red]forecaster:[/red] {escape(str(error))}")
+        complain(error)
         return error.exit_code
     return 0
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from forecaster.errors import ConfigError
+from forecaster.errors import ConfigError, ForecasterError
 
 if TYPE_CHECKING:
     from forecaster.config import Config
@@ -42,6 +43,16 @@ def event_s(option: str, text: str) -> float:
     except ValueError:
         raise ConfigError(f"{option} {text!r} is neither ISO 8601 nor epoch seconds") from None
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere, with what a terminal would act on escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def complain(error: ForecasterError) -> None:
+    """One message, without a traceback."""
+    err.print(f"[red]forecaster:[/red] {escape(str(error))}")
 
 
 def brief(value: object) -> str:

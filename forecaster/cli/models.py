@@ -4,30 +4,52 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from forecaster.cli.console import ConfigPath, load, out
+from forecaster.cli.console import ConfigPath, load, out, printable
 from forecaster.errors import ConfigError
 from forecaster.shell.times import shown_time
 
 if TYPE_CHECKING:
     from forecaster.config import Config
-    from forecaster.shell.models import Models
+    from forecaster.shell.models import Models, Stored
 
 app = typer.Typer(help="The models on the models topic, and which one serves.", no_args_is_help=True)
 
 
 @app.command("list")
-def list_models(config: ConfigPath = None) -> None:
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each, with its card.")] = False,
+    config: ConfigPath = None,
+) -> None:
     """Every model on the topic, oldest first."""
-    table = Table("version", "", "made", "parent", "steps", "hold-out loss (candidate, serving, last value)")
-    for entry in _models(load(config)).versions():
+    import orjson
+
+    entries = _models(load(config)).versions()
+    if as_json:
+        for entry in entries:
+            told = {"version": entry.stored.version, "serving": entry.serving, "card": entry.stored.card}
+            typer.echo(orjson.dumps(told).decode())
+        return
+    table = Table()
+    names = [name for entry in entries for name in (entry.stored.version, _parent(entry.stored))]
+    whole = max(
+        map(len, names), default=0
+    )  # other commands ask for them: never cut, however narrow the terminal
+    table.add_column("version", no_wrap=True, min_width=whole)
+    table.add_column("")
+    table.add_column("made")
+    table.add_column("parent", no_wrap=True, min_width=whole)
+    table.add_column("steps")
+    table.add_column("hold-out loss (candidate, serving, last value)")
+    for entry in entries:
         card = entry.stored.card
         table.add_row(
-            entry.stored.version,
+            escape(printable(entry.stored.version)),
             "[green]serving[/green]" if entry.serving else "",
             shown_time(entry.stored.made_s) if entry.stored.made_s else "",
-            str(card.get("parent", "")),
+            escape(printable(_parent(entry.stored))),
             str(card.get("steps_taken", "")),
             _losses(card.get("scores", {})),
         )
@@ -78,6 +100,10 @@ def _models(settings: "Config") -> "Models":
     from forecaster.shell.models import Models
 
     return Models(settings.kafka, settings.topics.models)
+
+
+def _parent(stored: "Stored") -> str:
+    return str(stored.card.get("parent", ""))
 
 
 def _losses(scores: dict[str, dict[str, float]]) -> str:

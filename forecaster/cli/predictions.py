@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forecaster.cli.console import INTERRUPTED, ConfigPath, load
+from forecaster.cli.console import INTERRUPTED, ConfigPath, load, printable
 from forecaster.shell.times import shown_time
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def prediction_line(prediction: "Prediction") -> str:
         for h in sorted({0, prediction.horizon - 1})
     ]
     when = shown_time(prediction.issued_at)
-    model = f"{prediction.status} {prediction.model}".strip()
-    return f"{when}  {prediction.series}  {prediction.last:.6g}  {'  '.join(steps)}  {model}"
+    model = printable(f"{prediction.status} {prediction.model}".strip())
+    return f"{when}  {printable(prediction.series)}  {prediction.last:.6g}  {'  '.join(steps)}  {model}"
 
 
 def _band(levels: Sequence[float]) -> tuple[int, int]:
