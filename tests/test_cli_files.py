@@ -13,10 +13,11 @@ from forecaster.core.descent import TrainSpec
 from forecaster.errors import ConfigError, DataError
 from forecaster.shell import control, evaluate, trainer
 from forecaster.shell.control import Command, Request
+from forecaster.shell.outputs import prepare_file
 from forecaster.shell.trainer import Job, OnFiles, Report
 from tests.shell.test_report import study
 
-CSV = "series,ts,value\na,1,1\n"
+CSV = "series,ts,value\n" + "".join(f"a,{t},{t % 3}\n" for t in range(50))
 
 
 @pytest.fixture
@@ -33,7 +34,6 @@ def test_backtest_writes_scores_and_report_and_shows_the_table(
 
     def fake(path: Path, config: Config, warm_up: float, folder: Path, _: object) -> evaluate.Study:
         asked.append((path, warm_up, folder))
-        folder.mkdir()
         return study(path.stem)
 
     monkeypatch.setattr(evaluate, "evaluate", fake)
@@ -44,6 +44,60 @@ def test_backtest_writes_scores_and_report_and_shows_the_table(
     assert "walk" in (out / "report.html").read_text(encoding="utf-8")
     assert set(json.loads((out / "scores.json").read_text(encoding="utf-8"))["datasets"]) == {"walk"}
     assert (out / "scores.csv").exists()
+
+
+def test_one_bad_file_does_not_keep_the_others_from_being_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("good", "odd", "fine"):
+        (tmp_path / f"{name}.csv").write_text(CSV, encoding="utf-8")
+    (tmp_path / "bad.csv").write_text("series,value\na,1\n", encoding="utf-8")
+    begun: list[str] = []
+
+    def fake(path: Path, *_: object) -> evaluate.Study:
+        begun.append(path.stem)
+        if path.stem == "odd":
+            raise DataError(f"{path}: 0 of 1 series judged")
+        return study(path.stem)
+
+    monkeypatch.setattr(evaluate, "evaluate", fake)
+    out, paths = tmp_path / "out", [str(tmp_path / f"{name}.csv") for name in ("good", "odd", "bad", "fine")]
+    ended = CliRunner().invoke(cli.app, ["backtest", *paths, "--out", str(out)])
+    assert ended.exit_code == 3
+    assert begun == ["good", "odd", "fine"]
+    said = " ".join(ended.output.split())
+    assert said.index("bad.csv: no column 'ts'") < said.index("odd.csv: 0 of 1 series judged"), (
+        "before all work"
+    )
+    assert f"2 of 4 files could not be judged: {paths[1]}, {paths[2]}" in said
+    assert set(json.loads((out / "scores.json").read_text(encoding="utf-8"))["datasets"]) == {"good", "fine"}
+    begun.clear()
+    ended = CliRunner().invoke(cli.app, ["backtest", paths[2], "--out", str(tmp_path / "none")])
+    assert (ended.exit_code, begun) == (3, [])
+    assert not (tmp_path / "none").exists()
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(
+    ticks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked: list[object] = []
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: worked.append(_))
+    monkeypatch.setattr(trainer, "read_ticks", lambda *_, **__: worked.append(_))
+    for arguments, said in (
+        (["backtest", str(ticks), "--out", str(ticks)], f"{ticks}: cannot be written to: File exists"),
+        (["backtest", str(ticks), "--out", "/proc/out"], "/proc/out: cannot be written to: No such file"),
+        (["train", str(ticks), "--out", "/proc/out/m"], "/proc/out: cannot be written to: No such file"),
+        (["train", str(ticks), "--out", str(tmp_path)], f"{tmp_path}: cannot be written to: it is a folder"),
+    ):
+        ended = CliRunner().invoke(cli.app, arguments)
+        assert isinstance(ended.exception, DataError)
+        assert said in str(ended.exception)
+    assert worked == []
+
+
+def test_the_folder_of_a_model_is_made(tmp_path: Path) -> None:
+    prepare_file(tmp_path / "a" / "b" / "m.bin")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
 def test_backtest_refuses_what_is_not_there_or_has_two_of_a_name(ticks: Path, tmp_path: Path) -> None:
@@ -109,9 +163,19 @@ def test_annotate_writes_the_span_as_the_daemon_reads_it(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("start", "end", "said"),
-    [("yesterday", "5", "--start 'yesterday' is neither"), ("5", "5", "--start 5 is not before --end 5")],
+    [
+        ("yesterday", "5", "--start 'yesterday' is neither"),
+        ("5", "5", "--start 5 is not before --end 5"),
+        ("nan", "5", "--start nan is not before --end 5"),
+        ("5", "inf", "inf is not within the years 1 to 9999"),
+        ("-inf", "5", "-inf is not within the years 1 to 9999"),
+        ("1767225600", "1767225600000", "1767225600000 is not within the years 1 to 9999, as epoch seconds"),
+    ],
 )
-def test_annotate_refuses_a_span_that_is_none(start: str, end: str, said: str) -> None:
+def test_annotate_refuses_a_span_that_is_none_before_it_asks_the_broker(
+    start: str, end: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "_require_topic", lambda *_: pytest.fail("it was asked"))
     ended = CliRunner().invoke(cli.app, ["annotate", "--start", start, "--end", end])
     assert isinstance(ended.exception, ConfigError)
     assert said in str(ended.exception)

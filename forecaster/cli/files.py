@@ -1,18 +1,24 @@
 """The fold over files: backtests, and models trained beside any stream."""
 
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from forecaster.cli.console import INTERRUPTED, REFUSED, ConfigPath, brief, err, load, out
+from forecaster.cli.console import INTERRUPTED, REFUSED, ConfigPath, brief, complain, err, load, out
+from forecaster.errors import DataError
 
 if TYPE_CHECKING:
     from forecaster.shell.evaluate import Study
 
 Files = Annotated[
-    list[Path], typer.Argument(help="CSV or Parquet: series, ts, value.", exists=True, dir_okay=False)
+    list[Path],
+    typer.Argument(
+        help="CSV or Parquet: ts, value, and series if there are several.", exists=True, dir_okay=False
+    ),
 ]
 
 
@@ -26,36 +32,75 @@ def backtest(
         "backtest"
     ),
 ) -> None:
-    """Replay files as if they were streamed: forecasts, scores, and a report to look at."""
+    """Replay files as if they were streamed: forecasts, scores, and a report to look at.
+
+    A file that cannot be judged does not keep the others from it; the exit code tells of it.
+    """
     settings = load(config)
     from forecaster.shell import report, results
-    from forecaster.shell.evaluate import check_names, evaluate, told
-    from forecaster.shell.terminal import Watch, scores_by_dataset, scores_by_horizon
+    from forecaster.shell.evaluate import check_names, evaluate, read
+    from forecaster.shell.outputs import prepare_folder
+    from forecaster.shell.replay import dataset
+    from forecaster.shell.terminal import Watch
 
     check_names(files)
+    good: list[Path] = []
     studies: list[Study] = []
     try:
-        for path in files:
-            with Watch(err, path.stem) as watch:
+        for path in files:  # all of them, before the first takes its time
+            with err.status(f"reading {escape(str(path))}"), _told_of():
+                read(path, settings, warm_up)
+                good.append(path)
+        if good:
+            prepare_folder(folder)
+        for path in good:
+            with _told_of(), Watch(err, dataset(path)) as watch:
                 studies.append(evaluate(path, settings, warm_up, folder, watch))
-            results.write(studies, folder)
-            (folder / "report.html").write_text(report.page(studies), encoding="utf-8")
+                results.write(studies, folder)
+                (folder / "report.html").write_text(report.page(studies), encoding="utf-8")
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+    if studies:
+        _show(studies)
+        out.print(
+            f"forecasts, scores and report are in {escape(str(folder))}: see {escape(str(folder / 'report.html'))}"
+        )
+    if failed := len(files) - len(studies):
+        if len(files) > 1:
+            done = {study.dataset for study in studies}
+            names = ", ".join(str(path) for path in files if dataset(path) not in done)
+            err.print(f"{failed:,} of {len(files):,} files could not be judged: {escape(names)}")
+        raise typer.Exit(DataError.exit_code)
+
+
+@contextmanager
+def _told_of() -> Generator[None]:
+    """A file that cannot be used is told of; the others are not kept from what they are read for."""
+    try:
+        yield
+    except DataError as error:
+        complain(error)
+
+
+def _show(studies: Sequence["Study"]) -> None:
+    from forecaster.shell.terminal import scores_by_dataset, scores_by_horizon
+
     for study in studies:
         out.print(scores_by_horizon(study))
     out.print(scores_by_dataset(studies))
     for study in studies:
+        if len(study.scorer.by_series()) < study.series:
+            out.print(f"{escape(study.dataset)}: {study.judged}")
         if study.unused:
-            out.print(f"{escape(study.dataset)}: of {study.records:,} rows {told(study.unused)}: not used")
-    out.print(
-        f"forecasts, scores and report are in {escape(str(folder))}: see {escape(str(folder / 'report.html'))}"
-    )
+            out.print(f"{escape(study.dataset)}: {escape(study.not_used)}")
 
 
 def train(
     file: Annotated[
-        Path, typer.Argument(help="CSV or Parquet: series, ts, value.", exists=True, dir_okay=False)
+        Path,
+        typer.Argument(
+            help="CSV or Parquet: ts, value, and series if there are several.", exists=True, dir_okay=False
+        ),
     ],
     candidate: Annotated[Path, typer.Option("--out", help="Where the model goes, if it is good.")],
     serving: Annotated[
@@ -67,10 +112,11 @@ def train(
     """Train on a file; the model can be taken over with `forecaster models import`."""
     settings = load(config)
     from forecaster.shell import trainer
+    from forecaster.shell.replay import dataset
     from forecaster.shell.terminal import Watch
 
     try:
-        with Watch(err, file.stem) as watch:
+        with Watch(err, dataset(file)) as watch:
             ended = trainer.run(trainer.job_on_files(settings, file, candidate, serving), watch)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None

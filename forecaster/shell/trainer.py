@@ -40,13 +40,13 @@ from forecaster.shell.kafka.log import Log
 from forecaster.shell.models import Models, Refused
 from forecaster.shell.models.codec import MOST_BYTES, parse
 from forecaster.shell.models.convert import from_stored, to_stored
+from forecaster.shell.outputs import prepare_file
 from forecaster.shell.replay import read_ticks
 from forecaster.shell.slices import Slicer
 
 NICE = 10  # where there is nothing better
 OOM_FILE = Path("/proc/self/oom_score_adj")  # the process that the kernel ends first is the one with 1000
 PR_SET_PDEATHSIG = 1
-MOST_JOB_BYTES = 1 << 20
 
 
 class OnTopics(msgspec.Struct, frozen=True, tag="topics"):
@@ -151,7 +151,7 @@ def main() -> int:
     """Entry of the process; the exit code."""
     _step_back()
     say = _speaker()
-    line = sys.stdin.buffer.readline(MOST_JOB_BYTES)
+    line = sys.stdin.buffer.readline()
     if not line:
         return 1  # the parent is gone already
     job = msgspec.json.decode(line, type=Job)
@@ -288,6 +288,8 @@ class _Files:
     """A file of ticks, and files of models."""
 
     def __init__(self, job: OnFiles) -> None:
+        """Raises DataError where the candidate could not be written."""
+        prepare_file(Path(job.candidate))
         self._job = job
         self.offsets: dict[int, tuple[int, int]] = {}
 

@@ -113,6 +113,18 @@ def test_a_first_model_and_then_one_that_has_to_beat_it(tmp_path: Path) -> None:
 
 @pytest.mark.process
 @pytest.mark.slow
+def test_a_job_with_as_many_spans_as_are_kept_is_read_whole(tmp_path: Path) -> None:
+    write_ticks(tmp_path / "ticks.csv", steps=10)
+    spans = [(f"{n:0200}", 0.0, 1.0) for n in range(5000)]
+    job = msgspec.json.encode(msgspec.structs.replace(job_on(tmp_path), spans=spans)) + b"\n"
+    assert len(job) > 1 << 20
+    reports, done = train(job)
+    assert done.returncode == 0
+    assert reports[-1]["outcome"] == "no_data"
+
+
+@pytest.mark.process
+@pytest.mark.slow
 def test_too_little_to_train_on_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     write_ticks(tmp_path / "ticks.csv", steps=10)
     reports, done = train(job_on(tmp_path))
