@@ -27,7 +27,7 @@ from forecaster.core import calibrate, experts, features, promote
 from forecaster.core.model import Model
 from forecaster.shell.backtest import Part, Verdict, backtest
 from forecaster.shell.kafka import Record
-from forecaster.shell.replay import read_ticks
+from forecaster.shell.replay import dataset, read_ticks
 from forecaster.shell.scoring import Score, Scorer
 
 FIRST, WARM_UP = 0.6, 0.75
@@ -177,8 +177,8 @@ def main() -> int:
     found: dict[str, dict[str, list[Score]]] = defaultdict(lambda: defaultdict(list))
     for path in arguments.files:
         for what, score in study(path, arguments.seeds):
-            found[what][path.stem].append(score)
-            console.print(f"{path.stem}: {what}: {score.relative_sql:.4f}, {score.coverage_80:.3f}")
+            found[what][dataset(path)].append(score)
+            console.print(f"{dataset(path)}: {what}: {score.relative_sql:.4f}, {score.coverage_80:.3f}")
     print(table(found))
     for name, scores in found["as it is"].items():
         losses = [score.relative_sql for score in scores]

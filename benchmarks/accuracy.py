@@ -21,6 +21,7 @@ from forecaster.config import Config, load
 from forecaster.errors import ForecasterError
 from forecaster.shell import report, results
 from forecaster.shell.evaluate import Study, evaluate
+from forecaster.shell.replay import dataset
 from forecaster.shell.terminal import Watch, scores_by_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +67,7 @@ def main() -> int:
         config = load(arguments.config, os.environ) if arguments.config else Config()
         studies: list[Study] = []
         for path in paths:
-            with Watch(console, path.stem) as watch:
+            with Watch(console, dataset(path)) as watch:
                 studies.append(evaluate(path, config, 0.6, arguments.out, watch))
             results.write(studies, arguments.out)
             (arguments.out / "report.html").write_text(report.page(studies), encoding="utf-8")
@@ -122,7 +123,7 @@ def _scores(studies: Sequence[Study]) -> str:
         rows.append(
             (
                 study.dataset,
-                f"{study.series:,}",
+                results.judged_of_all(study),
                 f"{s.forecasts:,}",
                 *(f"{value:.3f}" for value in (s.sql, s.last_sql, s.relative_sql, s.mase, s.rmsse)),
                 f"{s.coverage_80:.3f} ({s.coverage_80_ties_half:.3f})",

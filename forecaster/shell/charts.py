@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from math import ceil, floor, isfinite, log10
 
+WIDE = 8  # of a digit where numbers are largest, on a phone
+
 Format = Callable[[float], str]
 
 
@@ -68,7 +70,7 @@ class Plot:
     ) -> None:
         self._x, self._y = x, y
         self._width, self._height = width, height
-        self._left, self._right, self._top, self._bottom = 54, 20, 10, bottom
+        self._left, self._right, self._top, self._bottom = 54, 26, 10, bottom
         self._parts: list[str] = []
 
     def axes(
@@ -80,21 +82,19 @@ class Plot:
         y_format: Format = short,
         x_ticks: Sequence[float] | None = None,
     ) -> "Plot":
-        """Grid lines with numbers, and what the axes mean."""
+        """Grid lines with numbers, and what the axes mean: y's meaning on top, so that it is in no number's way."""
+        numbers = {value: y_format(value) for value in ticks(*self._y)}
+        self._left = max(self._left, 6 + WIDE * max(map(len, numbers.values())))
+        self._top += 16 if y_label else 0
         bottom, right = self._height - self._bottom, self._width - self._right
-        for value in ticks(*self._y):
+        self._text(0, 11, y_label, "start", "label")
+        for value, number in numbers.items():
             y = self._at_y(value)
             self._parts.append(f'<path class="grid" d="M{self._left} {y:.1f}H{right}"/>')
-            self._text(self._left - 6, y + 3.5, y_format(value), "end")
+            self._text(self._left - 6, y + 3.5, number, "end")
         for value in ticks(*self._x, most=8) if x_ticks is None else x_ticks:
             self._text(self._at_x(value), bottom + 15, x_format(value))
         self._text((self._left + right) / 2, self._height - 5, x_label, css="label")
-        if y_label:
-            middle = (self._top + bottom) / 2
-            self._parts.append(
-                f'<text class="label" text-anchor="middle" transform="translate(11 {middle:.0f}) rotate(-90)">'
-                f"{escape(y_label)}</text>"
-            )
         return self
 
     def line(self, xs: Sequence[float], ys: Sequence[float], css: str) -> "Plot":

@@ -18,12 +18,15 @@ import orjson
 from forecaster.config import Config
 from forecaster.core.advance import STATUSES
 from forecaster.core.batch import Issued
+from forecaster.core.tick import Outcome
 from forecaster.core.train import Progress
 from forecaster.errors import DataError
 from forecaster.shell.backtest import Part, Verdict, backtest
+from forecaster.shell.kafka import Record
+from forecaster.shell.outputs import prepare_folder
 from forecaster.shell.pipeline import mean_weights
-from forecaster.shell.replay import read_ticks
-from forecaster.shell.scoring import RENEWED_EVERY, Scorer
+from forecaster.shell.replay import dataset, late_in, read_ticks
+from forecaster.shell.scoring import RENEWED_EVERY, Scorer, Unjudged
 
 FANS = 6  # series whose last forecasts are kept for the picture
 FAN_SPANS = 9  # horizons of each that it shows
@@ -41,6 +44,14 @@ class Origin(NamedTuple):
     offset: np.ndarray  # (horizon, level), quantiles minus the value
 
 
+class Stretch(NamedTuple):
+    """Steps of a series, one after the other, and how far its medians missed there."""
+
+    series: str
+    missed: float  # mean absolute error, in units of the warm-up's mean absolute change
+    origins: Sequence[Origin]
+
+
 @dataclass
 class Study:
     """What one data set came to."""
@@ -50,7 +61,8 @@ class Study:
     horizon: int
     scorer: Scorer
     records: int = 0
-    series: int = 0
+    names: list[str] = field(default_factory=list[str])
+    """Of all series, sorted."""
     seconds: float = 0.0
     verdicts: list[Verdict] = field(default_factory=list[Verdict])
     shares: list[tuple[int, np.ndarray]] = field(default_factory=list[tuple[int, np.ndarray]])
@@ -58,8 +70,34 @@ class Study:
     statuses: Counter[str] = field(default_factory=Counter[str])
     unused: Counter[str] = field(default_factory=Counter[str])
     """Rows that were no accepted ticks, by the reason why."""
+    overtaken: str = ""
+    """Which row most of the late ones came after, where one is to blame."""
     fans: dict[str, deque[Origin]] = field(default_factory=dict[str, deque[Origin]])
     """The newest steps of a few series."""
+    taken: Counter[str] = field(default_factory=Counter[str])
+    """Steps of each of these so far."""
+    worst: Stretch | None = None
+    """Among as many steps of each of these, those where the medians missed most."""
+
+    @property
+    def series(self) -> int:
+        """How many series there are."""
+        return len(self.names)
+
+    @property
+    def judged(self) -> str:
+        """How many of them are judged, and why the others are not: "2 of 5 series judged: 3 too short"."""
+        why = Counter(self.scorer.unjudged(name) for name in self.names)
+        few = ", ".join(f"{why[reason]:,} {reason}" for reason in Unjudged if why[reason])
+        return f"{why[None]:,} of {self.series:,} series judged: {few}" if few else f"{self.series:,} series"
+
+    @property
+    def not_used(self) -> str:
+        """What was not used, and why: "of 41 rows 17 late: not used"; empty where all was."""
+        if not self.unused:
+            return ""
+        behind = f"; {self.overtaken}" if self.overtaken else ""
+        return f"of {self.records:,} rows {told(self.unused)}: not used{behind}"
 
     @property
     def train_seconds(self) -> float:
@@ -69,30 +107,37 @@ class Study:
 
 def forecasts_path(folder: Path, path: Path) -> Path:
     """Where the forecasts for an input go."""
-    return folder / f"{path.stem}.forecasts.jsonl"
+    return folder / f"{dataset(path)}.forecasts.jsonl"
 
 
 def check_names(paths: Sequence[Path]) -> None:
-    """A data set is called by its file's stem, so no two may share one. Raises DataError."""
-    twice = [stem for stem, n in Counter(path.stem for path in paths).items() if n > 1]
+    """A data set is called by its file's name, so no two may share one. Raises DataError."""
+    twice = [name for name, n in Counter(map(dataset, paths)).items() if n > 1]
     if twice:
         raise DataError(f"two files are called {twice[0]!r}: a data set has its file's name")
+
+
+def read(path: Path, config: Config, warm_up: float) -> list[Record]:
+    """The ticks of a file, if a series of it can be long enough to be judged. Raises DataError."""
+    records, horizon = read_ticks(path, config.tick), config.model.horizon
+    longest = max(Counter(record.key for record in records).values())
+    if longest - int(warm_up * longest) < horizon:
+        raise DataError(
+            f"{path}: the longest series has {longest} ticks; after a warm-up of {warm_up:.0%} a forecast of"
+            f" {horizon} steps can be judged from {ceil(horizon / (1 - warm_up))} on (see --warmup)"
+        )
+    return records
 
 
 def evaluate(path: Path, config: Config, warm_up: float, folder: Path, tell: Tell = lambda _: None) -> Study:
     """Backtest a file; its forecasts go into the folder, what happens meanwhile to `tell`. Raises DataError."""
     began_s = time.monotonic()
-    records = read_ticks(path, config.tick)
-    names = sorted({record.key.decode() for record in records if record.key})
+    prepare_folder(folder)
+    records = read(path, config, warm_up)
     model = config.model
-    study = Study(path.stem, model.levels, model.horizon, Scorer(model.levels, model.horizon))
-    study.records, study.series = len(records), len(names)
-    longest = max(Counter(record.key for record in records).values())
-    if longest - int(warm_up * longest) < model.horizon:
-        raise DataError(
-            f"{path}: the longest series has {longest} ticks; after a warm-up of {warm_up:.0%} a forecast of"
-            f" {model.horizon} steps can be judged from {ceil(model.horizon / (1 - warm_up))} on (see --warmup)"
-        )
+    study = Study(dataset(path), model.levels, model.horizon, Scorer(model.levels, model.horizon))
+    study.records = len(records)
+    names = study.names = sorted({record.key.decode() for record in records if record.key})
     shown = {names[i] for i in np.linspace(0, len(names) - 1, min(FANS, len(names)), dtype=int)}
     study.fans = {name: deque(maxlen=FAN_SPANS * model.horizon + 1) for name in sorted(shown)}
 
@@ -100,7 +145,6 @@ def evaluate(path: Path, config: Config, warm_up: float, folder: Path, tell: Tel
         tell(at)
         return True
 
-    folder.mkdir(parents=True, exist_ok=True)
     with forecasts_path(folder, path).open("wb") as out:
         for event in backtest(records, config, warm_up, watch):
             if isinstance(event, Part):
@@ -115,12 +159,11 @@ def evaluate(path: Path, config: Config, warm_up: float, folder: Path, tell: Tel
                     _write(out, study, event.issued)
             tell(event)
     study.seconds = time.monotonic() - began_s
+    if study.unused[Outcome.LATE]:
+        study.overtaken = late_in(records, config.tick).behind_one()
     if not study.scorer.by_series():
-        unused = f"; of {study.records:,} rows {told(study.unused)}" if study.unused else ""
-        raise DataError(
-            f"{path}: no series could be judged: none moved in its warm-up and went on for {model.horizon} steps after"
-            f" it{unused}"
-        )
+        rule = f"a series has to move in its warm-up and to go on for {model.horizon} steps after it"
+        raise DataError("; ".join(filter(None, (f"{path}: {study.judged} ({rule})", study.not_used))))
     return study
 
 
@@ -145,6 +188,22 @@ def _take(study: Study, part: Part) -> None:
         if name in study.fans:
             origin = Origin(float(issued.time_s[i]), float(issued.last[i]), issued.offset[i].copy())
             study.fans[name].append(origin)
+            _note_worst(study, name)
+
+
+def _note_worst(study: Study, name: str) -> None:
+    """Keep the last steps of a series if nowhere the medians missed more; they are looked at once a horizon."""
+    origins, h = study.fans[name], study.horizon
+    study.taken[name] += 1
+    if len(origins) < (origins.maxlen or 0) or study.taken[name] % h or not (unit := study.scorer.unit(name)):
+        return
+    values = np.array([origin.value for origin in origins])
+    middle = study.levels.index(0.5)
+    medians = values[:-h, None] + np.array([origin.offset[:, middle] for origin in origins][:-h])
+    came = np.lib.stride_tricks.sliding_window_view(values[1:], h)
+    missed = float(np.abs(came - medians).mean()) / unit
+    if study.worst is None or missed > study.worst.missed:
+        study.worst = Stretch(name, missed, tuple(origins))
 
 
 def _write(out: IO[bytes], study: Study, issued: Issued) -> None:

@@ -20,9 +20,10 @@ from forecaster.shell.evaluate import Origin, Study
 from forecaster.shell.scoring import Moment, Score
 
 BINS = 40  # points of a curve over time
-MOST_SERIES = 400  # rows of the table by series
+MOST_SERIES = 400  # rows of the table by series: the best and the worst
 MOST_RETRAINS = 40  # of which a picture is drawn
 SOON_S = 3600.0  # times less apart are told to the second
+WORST_SKILL = -1.0  # the axis of skill over time goes no lower; what does is marked
 LEAST_SKILL = -0.02, 0.1  # what the axis of skill always shows, or next to nothing would look like a lot
 
 
@@ -46,13 +47,15 @@ def page(studies: Sequence[Study]) -> str:
 
 def _lead(studies: Sequence[Study]) -> str:
     forecasts = sum(study.scorer.forecasts for study in studies)
-    sets = f"{len(studies)} data sets" if len(studies) > 1 else "one data set"
+    series = sum(len(study.scorer.by_series()) for study in studies)
+    sets = f" in {len(studies)} data sets" if len(studies) > 1 else ""
     total = results.summary(studies)
     gain = 1 - total.relative_sql
     than = f"{_share(abs(gain))} {'less' if gain >= 0 else 'more'} loss than the last value"
+    held = f"; the {percent(0.8)} interval held <strong>{_share(total.coverage_80)}</strong> of what came"
     return (
-        f'<p class="lead">{forecasts:,} forecasts on {sets}: <strong>{than}</strong>; the {percent(0.8)} interval held '
-        f"<strong>{_share(total.coverage_80)}</strong> of what came.</p>\n"
+        f'<p class="lead">{forecasts:,} forecasts of {series:,} series{sets}: <strong>{than}</strong>'
+        f"{held if math.isfinite(total.coverage_80) else ''}.</p>\n"
     )
 
 
@@ -75,7 +78,7 @@ def _overview(studies: Sequence[Study]) -> str:
         score = study.scorer.overall()
         kept = sum(map(results.promoted, study.verdicts))
         name = f'<a href="#{_anchor(study)}">{escape(study.dataset)}</a>'
-        cells = (f"{study.series:,}", f"{score.forecasts:,}", *_scores(score))
+        cells = (results.judged_of_all(study), f"{score.forecasts:,}", *_scores(score))
         rows.append(_row(name, *cells, f"{kept} of {len(study.verdicts)} kept", f"{study.seconds:.0f}"))
     if len(studies) > 1:
         total = results.summary(studies)
@@ -93,18 +96,17 @@ def _overview(studies: Sequence[Study]) -> str:
 
 def _dataset(study: Study) -> str:
     score = study.scorer.overall()
+    intervals = (
+        ("80 % interval", score.coverage_80, score.coverage_80_ties_half),
+        ("60 % interval", score.coverage_60, score.coverage_60_ties_half),
+    )
     cards = (
         ("skill", _share(score.skill), "of the last value\u2019s loss is saved"),
         ("sQL", _number(score.sql), f"last value {_number(score.last_sql)}"),
-        (
-            "80 % interval",
-            _share(score.coverage_80),
-            f"{_share(score.coverage_80_ties_half)} with edges half",
-        ),
-        (
-            "60 % interval",
-            _share(score.coverage_60),
-            f"{_share(score.coverage_60_ties_half)} with edges half",
+        *(
+            (name, _share(held), f"{_share(half)} with edges half")
+            for name, held, half in intervals
+            if math.isfinite(held)
         ),
     )
     shown = "".join(
@@ -113,13 +115,17 @@ def _dataset(study: Study) -> str:
         for name, value, more in cards
     )
     by_series = study.scorer.by_series()
+    left_out = f'<p class="note">{escape(study.judged)}.</p>\n' if len(by_series) < study.series else ""
     fans = "".join(
-        _figure(name, _fan(study, origins) + _in_words(by_series.get(name)))
+        _figure(name, _fan(study, origins) + _in_words(study, name, by_series.get(name)))
         for name, origins in study.fans.items()
         if len(origins) > 1
     )
+    if (worst := study.worst) is not None and worst.origins[-1] is not study.fans[worst.series][-1]:
+        fans += _figure(f"{worst.series}, where the median missed most", _fan(study, worst.origins))
     return (
         f'<section id="{_anchor(study)}">\n<h2>{escape(study.dataset)}</h2>\n<div class="cards">{shown}</div>\n'
+        f"{left_out}"
         f"<h3>What was forecast, and what came</h3>\n{_fan_key(study)}\n"
         f'<div class="grid3">{fans}</div>\n'
         f'<h3>How far ahead, how good</h3>\n<div class="grid2">{_by_horizon(study)}</div>\n'
@@ -140,12 +146,15 @@ def _fan_key(study: Study) -> str:
     )
 
 
-def _in_words(score: Score | None) -> str:
+def _in_words(study: Study, name: str, score: Score | None) -> str:
     """What a series came to, below its fans."""
     if score is None:
-        return '<p class="ends"><span>never moved in the warm-up: not judged</span></p>'
-    held = f"the {percent(0.8)} interval held {_share(score.coverage_80)}"
-    return f'<p class="ends"><span>skill {_share(score.skill)}</span><span>{held}</span></p>'
+        return f'<p class="ends"><span>{study.scorer.unjudged(name)}: not judged</span></p>'
+    held = f"<span>the {percent(0.8)} interval held {_share(score.coverage_80)}</span>"
+    return (
+        f'<p class="ends"><span>skill {_share(score.skill)}</span>'
+        f"{held if math.isfinite(score.coverage_80) else ''}</p>"
+    )
 
 
 def _fan(study: Study, origins: Sequence[Origin]) -> str:
@@ -243,32 +252,47 @@ def _over_time(study: Study) -> str:
     moments = [m for m in study.scorer.moments if m.forecasts]
     picked = _bins(moments)
     at = [float(group[-1].at) for group in picked]
-    count = [sum(m.forecasts for m in group) for group in picked]
     x = (min(at), max(at))
-    coverage = Plot(x, (0.4, 1.0)).axes("ticks taken in", "share inside", y_format=percent)
-    for band, (target, css) in enumerate(((0.8, "main"), (0.6, "other"))):
-        inside = [sum(float(m.inside[band]) for m in group) for group in picked]
-        coverage.rule(target).line(at, [a / n for a, n in zip(inside, count, strict=True)], css)
+    held = [
+        (target, css, shares)
+        for band, (target, css) in enumerate(((0.8, "main"), (0.6, "other")))
+        if math.isfinite((shares := _inside(picked, band))[0])
+    ]
+    lowest = min((share for *_, shares in held for share in shares), default=1.0)
+    coverage = Plot(x, (0.0 if lowest < 0.4 else 0.4, 1.0)).axes(
+        "ticks taken in", "share inside", y_format=percent
+    )
+    for target, css, shares in held:
+        coverage.rule(target).line(at, shares, css)
     last = [sum(m.last_loss for m in group) for group in picked]
     loss = [sum(m.loss for m in group) for group in picked]
     gain = [1 - a / b if b else math.nan for a, b in zip(loss, last, strict=True)]
     low, high = span([*LEAST_SKILL, *gain])
-    skill = Plot(x, (max(low, -1.0), high)).axes("ticks taken in", "skill", y_format=percent)
+    skill = Plot(x, (max(low, WORST_SKILL), high)).axes("ticks taken in", "skill", y_format=percent)
     skill.rule(0.0).line(at, gain, "main")
+    below = [
+        (t, WORST_SKILL, percent(value)) for t, value in zip(at, gain, strict=True) if value < WORST_SKILL
+    ]
+    skill.dots(below, "bad")
+    cut = (("bad", f"below {percent(WORST_SKILL)}"),) if below else ()
     for plot in (coverage, skill):
         for verdict in study.verdicts:
             at_tick = max(float(verdict.offset), x[0])
             plot.mark(at_tick, _fate(verdict), f"retrain: {results.outcome(verdict)}")
     marks = (("kept", "candidate serves from here on"), ("refused", "candidate refused"))
+    intervals = " and ".join(percent(target) for target, *_ in held) + " interval" + "s" * (len(held) > 1)
+    key = [(css, percent(target)) for target, css, _ in held]
+    drawing = coverage.svg("coverage over time")
     return (
-        _figure(
-            f"Coverage of the {percent(0.8)} and {percent(0.6)} intervals",
-            coverage.svg("coverage over time"),
-            (("main", percent(0.8)), ("other", percent(0.6)), *marks),
-        )
-        + _figure("Skill against the last value", skill.svg("skill over time"), marks)
+        (_figure(f"Share of what came inside the {intervals}", drawing, (*key, *marks)) if held else "")
+        + _figure("Skill against the last value", skill.svg("skill over time"), (*cut, *marks))
         + _shares(study)
     )
+
+
+def _inside(groups: Sequence[Sequence[Moment]], band: int) -> list[float]:
+    """Share of what came inside the interval, by group; NaN: there is no such interval."""
+    return [sum(float(m.inside[band]) for m in group) / sum(m.forecasts for m in group) for group in groups]
 
 
 def _bins(moments: Sequence[Moment]) -> list[list[Moment]]:
@@ -363,9 +387,12 @@ def _retrains(study: Study) -> str:
 
 def _by_series(study: Study) -> str:
     head = ("series", "forecasts", "sQL", "last value", "relative", "MASE", "80 %", "60 %")
-    scores = sorted(study.scorer.by_series().items(), key=lambda item: item[1].relative_sql)
-    rows = [_row(escape(name), f"{s.forecasts:,}", *_scores(s)) for name, s in scores[:MOST_SERIES]]
-    more = f" (the best {MOST_SERIES} of them)" if len(scores) > MOST_SERIES else ""
+    scores = sorted(study.scorer.by_series().items(), key=lambda item: _last_if_none(item[1].relative_sql))
+    rows = [_row(escape(name), f"{s.forecasts:,}", *_scores(s)) for name, s in scores]
+    more, half = "", MOST_SERIES // 2
+    if (left_out := len(rows) - MOST_SERIES) > 0:
+        rows[half:-half] = [_row(f"<em>{left_out:,} more</em>", *[""] * (len(head) - 1))]
+        more = f" (the best {half} and the worst {half})"
     return (
         f"<details><summary>{len(scores):,} series, best first{more}</summary>{_table(head, rows)}</details>"
     )
@@ -405,6 +432,10 @@ def _row(*cells: str) -> str:
 
 def _number(value: float | None) -> str:
     return "\N{EN DASH}" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _last_if_none(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
 
 
 def _share(value: float) -> str:
@@ -455,7 +486,7 @@ figcaption { font-weight: 600; font-size: 0.9rem; margin-bottom: 0.4rem; overflo
 svg { display: block; width: 100%; height: auto; }
 .ends { display: flex; justify-content: space-between; margin: 0; color: var(--soft); font-size: 0.75rem; }
 .legend { margin: 0.3rem 0 0; font-size: 0.8rem; color: var(--soft); }
-.key { margin-right: 1rem; white-space: nowrap; }
+.key { margin-right: 1rem; display: inline-block; }
 .key::before { content: ""; display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px;
   margin-right: 0.4em; vertical-align: -0.05em; background: var(--c, var(--main)); }
 .wide { overflow-x: auto; margin-top: 0.6rem; }

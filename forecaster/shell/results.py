@@ -48,6 +48,12 @@ def columns(score: Score) -> dict[str, float | int | None]:
     return {name: _short(values[name]) for name in COLUMNS}
 
 
+def judged_of_all(study: Study) -> str:
+    """How many series were judged: "5", or "2 of 5"."""
+    judged = len(study.scorer.by_series())
+    return f"{judged:,}" if judged == study.series else f"{judged:,} of {study.series:,}"
+
+
 def outcome(verdict: Verdict) -> str:
     """The word for what came of a retrain."""
     decision = verdict.decision
@@ -109,6 +115,7 @@ def _dataset(study: Study) -> dict[str, Any]:
         "below": [[_short(share) for share in row] for row in scorer.below().tolist()],
         "records": study.records,
         "series": study.series,
+        "judged": len(scorer.by_series()),
         "statuses": dict(study.statuses),
         "unused": dict(study.unused),
         "retrains": [

@@ -8,6 +8,7 @@ absolute change of each series' warm-up, and series count alike however long the
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,15 @@ class Score(NamedTuple):
     def skill(self) -> float:
         """1 - loss / loss of the last value."""
         return 1.0 - self.relative_sql
+
+
+class Unjudged(StrEnum):
+    """Why a series has no scores."""
+
+    CONSTANT = "constant in its warm-up"
+    """It did not move there, so there is nothing to measure its errors by."""
+    TOO_SHORT = "too short"
+    """It has no change in its warm-up, or no forecast whose targets all came."""
 
 
 class Moment(NamedTuple):
@@ -145,7 +155,11 @@ class Scorer:
         series.values = known[-WINDOW - self.horizon :]
 
     def _settle(self, series: _Series, whole: int) -> Moment:
-        """Judge the oldest `whole` forecasts, whose targets have all come."""
+        """Judge the oldest `whole` forecasts, whose targets have all come, if there is a unit to do it in."""
+        scale = series.scale()
+        if not scale:
+            series.offset, series.values = series.offset[whole:], series.values[-2 * self.horizon :]
+            return Moment(0, 0, np.zeros(len(BANDS)), 0.0, 0.0)
         first = len(series.values) - len(series.offset)
         origin = series.values[first : first + whole]
         actual = sliding_window_view(series.values, self.horizon)[first + 1 : first + 1 + whole]
@@ -173,7 +187,6 @@ class Scorer:
         sums.fell += _fell(miss, self._q).sum(0)
         series.offset = series.offset[whole:]
         series.values = series.values[-WINDOW - 2 * self.horizon :]
-        scale = series.scale() or np.inf
         return Moment(
             0,
             whole,
@@ -208,6 +221,19 @@ class Scorer:
         """Scores of each series that was judged, by name."""
         return {name: _mean_score([self._steps(self._series[name])]) for name in self._judgeable()}
 
+    def unjudged(self, name: str) -> Unjudged | None:
+        """Why a series has no scores; None: it has."""
+        series = self._series.get(name)
+        if series is None or not series.changes:
+            return Unjudged.TOO_SHORT
+        if not series.scale():
+            return Unjudged.CONSTANT
+        return None if series.sums.forecasts else Unjudged.TOO_SHORT
+
+    def unit(self, name: str) -> float:
+        """What errors of a series are measured by: the mean absolute change of its warm-up; 0: it did not move."""
+        return self._of(name).scale()
+
     def by_horizon(self) -> list[Score]:
         """Scores of each step ahead, mean of the series."""
         rows = [self._steps(self._series[name]) for name in self._judgeable()]
@@ -235,7 +261,7 @@ class Scorer:
         return np.cumsum(self.fell(), axis=1)[:, :-1]
 
     def _judgeable(self) -> list[str]:
-        return sorted(name for name, s in self._series.items() if s.sums.forecasts and s.scale() > 0)
+        return sorted(name for name, series in self._series.items() if series.sums.forecasts)
 
     def _steps(self, series: _Series) -> dict[str, Floats]:
         """By step ahead, (horizon,)."""

@@ -81,7 +81,7 @@ def scores_by_dataset(studies: Sequence[Study]) -> Table:
         score = study.scorer.overall()
         table.add_row(
             escape(study.dataset),
-            f"{study.series:,}",
+            results.judged_of_all(study),
             f"{score.forecasts:,}",
             *_cells(score),
             f"{study.seconds:.0f}",

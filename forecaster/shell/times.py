@@ -8,4 +8,4 @@ def shown_time(time_s: float) -> str:
     try:
         return f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M:%S}Z"
     except (ValueError, OverflowError, OSError):
-        return f"{time_s:.15g}"
+        return f"{time_s:.16g}"

@@ -1,11 +1,11 @@
 """A small file through the whole of it: warm-up, training, forecasts on disk, scores; and the order of its records."""
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,9 +16,11 @@ from forecaster.core.promote import Decision, Reason
 from forecaster.core.train import Failure, Progress
 from forecaster.errors import DataError
 from forecaster.shell import backtest as backtesting
-from forecaster.shell.backtest import Part, Verdict, ordered
+from forecaster.shell import evaluate as evaluating
+from forecaster.shell.backtest import CHUNK, Part, Verdict, ordered
 from forecaster.shell.evaluate import Event, Study, check_names, evaluate, forecasts_path, told
 from forecaster.shell.kafka import Record
+from forecaster.shell.scoring import Scorer
 from forecaster.shell.tally import Counts
 
 pytestmark = pytest.mark.timeout(300)  # the first to run compiles a training and a fold
@@ -75,6 +77,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def record(series: str, at_s: float) -> Record:
     return Record("ticks", 5, 17, int(at_s * 1e3), series.encode(), b"{}")
+
+
+def tick(series: str, at_s: float) -> Record:
+    value = json.dumps({"series": series, "ts": at_s, "value": 1.0}).encode()
+    return record(series, at_s)._replace(value=value)
 
 
 def test_warm_ups_come_first_and_order_is_kept() -> None:
@@ -144,25 +151,31 @@ def test_the_first_retrain_is_after_the_warm_up_and_every_record_is_told_of(run:
     assert any(isinstance(event, Progress) for event in events)
     assert study.unused == {"late": 1, "null": 1, "wrong_type": 1}
     assert told(study.unused) == "1 late, 1 null, 1 wrong type"
+    assert study.not_used == f"of {study.records:,} rows 1 late, 1 null, 1 wrong type: not used"
+    assert study.judged == "2 of 3 series judged: 1 too short"
 
 
 class NoPipeline:
-    """Takes records in at a minute each, and answers nothing."""
+    """Notes how many records it is given at a time, and answers nothing."""
+
+    given: ClassVar[list[int]] = []
 
     def __init__(self, *_: object) -> None:
-        self.seen = 0
+        self.given.clear()
 
     def handle(self, records: list[Record], **_: bool) -> SimpleNamespace:
-        self.seen += len(records)
-        return SimpleNamespace(issued=(), total=Counts(Counter(), Counter(), newest_s=60.0 * self.seen))
+        self.given.append(len(records))
+        return SimpleNamespace(issued=(), total=Counts(Counter(), Counter()))
 
 
 @pytest.mark.parametrize(
     ("schedule", "starts"),
     [
-        ({"every_ticks": 1000, "every_ratio": 0}, [1798, 2822, 3846]),
-        ({"every_ticks": 0, "every_ratio": 0.5}, [1798, 2822]),
-        ({"every_ticks": 0, "every_ratio": 0, "every_s": 60 * 600.0}, [1798, 2822, 3846]),
+        ({"every_ticks": 1000, "every_ratio": 0}, [1798, 2798, 3798]),
+        ({"every_ticks": 700, "every_ratio": 0.5}, [1798, 2498, 3198, 3898]),
+        ({"every_ticks": 0, "every_ratio": 0.5}, [1798, 2697]),  # and at 4045.5
+        ({"every_ticks": 0, "every_ratio": 0, "every_s": 60 * 600.5}, [1798, 2399, 3000, 3601]),
+        ({"every_ticks": 1000, "every_ratio": 0, "every_s": 60 * 1500}, [1798, 2798, 3798]),
         ({"every_ticks": 0, "every_ratio": 0}, [1798]),
     ],
 )
@@ -174,9 +187,25 @@ def test_retrains_come_as_configured(
     monkeypatch.setattr(backtesting, "_shares_of", lambda _: None)
     training = CONFIG.training.model_copy(update=schedule)
     config = CONFIG.model_copy(update={"training": training})
-    records = [record("ab"[t % 2], t) for t in range(4000)]
+    records = [tick("ab"[t % 2], t * 60.0) for t in range(4000)]
     events = list(backtesting.backtest(records, config, 0.45))
     assert [event.offset for event in events if isinstance(event, Verdict)] == starts
+    warm = 1798
+    cuts = {*range(0, warm, CHUNK), *range(warm, 4000, CHUNK), *starts, 4000}
+    assert list(np.cumsum(NoPipeline.given)) == sorted(cuts - {0}), "cut nowhere else: chunks stay large"
+
+
+def test_without_a_warm_up_every_record_is_taken_in_and_retrains_do_not_stand_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backtesting, "Pipeline", NoPipeline)
+    monkeypatch.setattr(backtesting, "retrain", lambda *_, **__: Failure.NO_DATA)
+    monkeypatch.setattr(backtesting, "_shares_of", lambda _: None)
+    training = CONFIG.training.model_copy(update={"every_ticks": 0, "every_ratio": 1.0, "every_s": 1e9})
+    config = CONFIG.model_copy(update={"training": training})
+    events = list(backtesting.backtest([tick("a", t) for t in range(9)], config, 0.0))
+    assert [event.offset for event in events if isinstance(event, Verdict)] == [0, 1, 2, 4, 8]
+    assert sum(NoPipeline.given) == 9
 
 
 def test_the_shares_of_the_experts_are_noted_now_and_then(run: Run) -> None:
@@ -189,9 +218,58 @@ def test_the_shares_of_the_experts_are_noted_now_and_then(run: Run) -> None:
         assert share[experts.NAMES.index("seasonal")] >= 0
 
 
+def test_the_stretch_is_kept_where_medians_missed_most() -> None:
+    """A forecast of the last value misses a walk most where it is steepest."""
+    rng = np.random.default_rng(5)
+    h, shown, name = 3, 27 + 1, "a"
+    steps = 0.1 * rng.normal(size=200) + 5.0 * ((np.arange(200) >= 60) & (np.arange(200) < 80))
+    values = np.cumsum(steps)
+    study = Study("walk", (0.1, 0.5, 0.9), h, Scorer((0.1, 0.5, 0.9), h), names=[name])
+    study.fans = {name: deque(maxlen=shown)}
+    study.scorer.warm([name] * 20, values[:20])
+    for t in range(20, 200):
+        issued: Any = SimpleNamespace(
+            series=[name],
+            time_s=np.array([60.0 * t]),
+            last=values[t : t + 1],
+            offset=np.zeros((1, h, 3), np.float32),
+            status=np.zeros(1, int),
+        )
+        evaluating._take(study, Part(issued, t, 200))
+    assert study.worst is not None
+    misses = {
+        end: np.mean([abs(values[t + k] - values[t]) for t in range(end - shown, end - h) for k in (1, 2, 3)])
+        for end in range(20 + shown, 201)
+        if (end - 20) % h == 0
+    }
+    end = max(misses, key=lambda at: misses[at])
+    assert study.worst.series == name
+    assert [origin.time_s for origin in study.worst.origins] == [60.0 * t for t in range(end - shown, end)]
+    assert study.worst.missed == pytest.approx(misses[end] / np.abs(steps[1:21]).mean(), rel=1e-6)
+
+
+def test_where_nothing_could_be_judged_it_is_said_why_and_which_row_was_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [*range(24), 4_070_908_800, *range(24, 41)]  # one of 2099
+    path = tmp_path / "clock.csv"
+    path.write_text("ts,value\n" + "".join(f"{t},{t}\n" for t in rows), encoding="utf-8")
+    issued: Any = SimpleNamespace(series=[], last=np.zeros(0))
+    late = Part(issued, 42, 42, warm=True, unused=Counter(late=17))
+    monkeypatch.setattr(evaluating, "backtest", lambda *_: iter([late]))
+    with pytest.raises(DataError) as raised:
+        evaluate(path, CONFIG, 0.6, tmp_path / "out")
+    assert str(raised.value) == (
+        f"{path}: 0 of 1 series judged: 1 too short (a series has to move in its warm-up and to go on for 3 steps"
+        " after it); of 42 rows 17 late: not used; 17 of them come after the row of 'clock' at 2099-01-01 00:00:00Z:"
+        " mend or remove that row"
+    )
+
+
 def test_two_files_of_one_name_are_refused() -> None:
     with pytest.raises(DataError, match="'x'"):
-        check_names([Path("a/x.csv"), Path("b/x.csv"), Path("b/y.csv")])
+        check_names([Path("a/x.csv"), Path("b/x.csv.gz"), Path("b/y.csv")])
+    assert forecasts_path(Path("out"), Path("b/x.csv.gz")) == Path("out/x.forecasts.jsonl")
 
 
 def test_a_file_too_short_to_judge_is_refused_at_once(tmp_path: Path) -> None:

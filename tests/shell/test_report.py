@@ -17,7 +17,7 @@ from forecaster.core.promote import Decision, Losses, Reason
 from forecaster.core.train import Failure
 from forecaster.shell import charts, report, results
 from forecaster.shell.backtest import Verdict
-from forecaster.shell.evaluate import Origin, Study
+from forecaster.shell.evaluate import Origin, Stretch, Study
 from forecaster.shell.scoring import Moment, Scorer
 from forecaster.shell.terminal import scores_by_dataset, scores_by_horizon
 
@@ -29,7 +29,7 @@ def study(dataset: str = "walk", seed: int = 0) -> Study:
     """Forecasts of two random walks, about as wide as they should be."""
     rng = np.random.default_rng(seed)
     scorer = Scorer(LEVELS, H)
-    made = Study(dataset, LEVELS, H, scorer, records=2 * STEPS, series=2, seconds=12.0)
+    made = Study(dataset, LEVELS, H, scorer, records=2 * STEPS, names=["a", NASTY], seconds=12.0)
     width = np.sqrt(np.arange(1, H + 1))[:, None] * np.array([-1.3, -0.8, 0.0, 0.8, 1.3])
     offset = np.broadcast_to(width, (STEPS, H, len(LEVELS))).astype(np.float32)
     for name in ("a", NASTY):
@@ -142,10 +142,104 @@ def test_one_short_study_with_few_levels_has_a_page_too() -> None:
     scorer = Scorer((0.25, 0.5, 0.75), 2)
     scorer.warm(["a"] * 4, np.array([1.0, 2.0, 1.0, 2.0]))
     scorer.add(8, ["a"] * 4, np.array([1.0, 2.0, 1.0, 2.0]), np.zeros((4, 2, 3), np.float32))
-    small = Study("small", (0.25, 0.5, 0.75), 2, scorer, records=8, series=1)
+    small = Study("small", (0.25, 0.5, 0.75), 2, scorer, records=8, names=["a"])
     small.fans["a"] = deque([Origin(0.0, 1.0, np.zeros((2, 3))), Origin(1e18, 1.0, np.zeros((2, 3)))])
-    assert "small" in "".join(body(report.page([small])).itertext())
+    root = body(report.page([small]))
+    text = "".join(root.itertext())
+    assert "small" in text
+    assert "interval held" not in text, "there is no 80 % interval"
+    assert "coverage over time" not in {svg.get("aria-label") for svg in root.iter("svg")}
+    assert [card.find("span").text for card in root.iter("div") if card.get("class") == "card"] == [
+        "skill",
+        "sQL",
+    ]  # type: ignore[union-attr]
     assert json.loads(json.dumps(results.as_json([small])))["all"]["coverage_80"] is None
+
+
+def test_series_and_forecasts_that_were_not_judged_are_counted_nowhere() -> None:
+    made = study()
+    made.names += ["short", "still", "unheard-of"]
+    offset = np.zeros((50, H, len(LEVELS)), np.float32)
+    made.scorer.warm(["still"] * 10, np.ones(10))
+    made.scorer.add(2 * STEPS, ["still"] * 50, np.ones(50), offset)
+    made.scorer.warm(["short"] * 2, np.array([1.0, 2.0]))
+    made.scorer.add(2 * STEPS, ["short"] * H, np.arange(float(H)), offset[:H])
+    for name in ("still", "short"):
+        made.fans[name] = deque([Origin(60.0 * t, 1.0, offset[0]) for t in range(2)])
+    judged = study().scorer.overall()
+    assert judged.forecasts == 2 * (STEPS - 40 - H)
+    assert sum(moment.forecasts for moment in made.scorer.moments) == judged.forecasts
+    text = " ".join("".join(body(report.page([made])).itertext()).split())
+    assert f"{judged.forecasts} forecasts of 2 series:" in text
+    assert "2 of 5 series judged: 1 constant in its warm-up, 2 too short." in text
+    assert "constant in its warm-up: not judged" in text
+    assert "too short: not judged" in text
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(scores_by_dataset([made]))
+    assert "2 of 5" in console.export_text()
+    assert results.as_json([made])["datasets"]["walk"]["judged"] == 2
+
+
+def heights(drawing: ElementTree.Element, css: str) -> list[float]:
+    """Of the points of the lines of a class, from the top of the drawing."""
+    lines = [path.get("d") or "" for path in drawing.iter("path") if path.get("class") == css]
+    return [float(y) for line in lines for _, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", line)]
+
+
+def test_what_is_drawn_over_time_is_not_cut_without_a_sign() -> None:
+    made = study()
+    moments = [
+        Moment(100 * n, 10, np.array([3.0, 1.0]), loss, 10.0) for n, loss in ((1, 9.0), (2, 45.0), (3, 5.0))
+    ]
+    made.scorer.moments[:] = moments
+    drawings = {svg.get("aria-label"): svg for svg in body(report.page([made])).iter("svg")}
+    coverage, skill = drawings["coverage over time"], drawings["skill over time"]
+    numbers = [text.text for text in coverage.iter("text")]
+    assert "0\N{NO-BREAK SPACE}%" in numbers
+    at_80, at_10 = heights(coverage, "line target")[0], heights(coverage, "line other")[0]
+    assert heights(coverage, "line main") == pytest.approx([at_80 + (at_10 - at_80) * 5 / 7] * 3, abs=0.2), (
+        "30 %"
+    )
+    (dot,) = skill.iter("circle")
+    assert [note.text for note in dot] == ["\N{MINUS SIGN}350\N{NO-BREAK SPACE}%"]
+    assert float(dot.get("cy") or 0) == max(heights(skill, "line main"))
+    assert "below \N{MINUS SIGN}100" in "".join(body(report.page([made])).itertext())
+
+
+def test_of_many_series_the_best_and_the_worst_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "MOST_SERIES", 4)
+    made = study()
+    one = made.scorer.overall()
+    by_series = {f"s{n}": one._replace(sql=float(n), last_sql=10.0) for n in range(9)}
+    monkeypatch.setattr(made.scorer, "by_series", lambda: by_series)
+    table = ElementTree.fromstring(report._by_series(made))  # noqa: S314 - our own
+    assert ["".join(row[0].itertext()) for row in table.iter("tr")] == [
+        "series",
+        "s0",
+        "s1",
+        "5 more",
+        "s7",
+        "s8",
+    ]
+
+
+def test_the_stretch_where_medians_missed_most_is_shown_unless_it_is_the_last() -> None:
+    made = study()
+    made.worst = Stretch("a", 3.0, list(made.fans["a"])[:20])
+    captions = [element.text for element in body(report.page([made])).iter("figcaption")]
+    assert "a, where the median missed most" in captions
+    made.worst = Stretch("a", 3.0, list(made.fans["a"]))
+    captions = [element.text for element in body(report.page([made])).iter("figcaption")]
+    assert "a, where the median missed most" not in captions
+
+
+@pytest.mark.parametrize("number", ["\N{MINUS SIGN}100\N{NO-BREAK SPACE}%", "\N{MINUS SIGN}1.12142", "7"])
+def test_numbers_of_an_axis_have_room_to_its_left(number: str) -> None:
+    drawing = charts.Plot((0.0, 1.0), (0.0, 1.0)).axes("x", "y", y_format=lambda _: number).svg("axes")
+    for text in ElementTree.fromstring(drawing).iter("text"):  # noqa: S314 - our own
+        if text.text == number:
+            assert float(text.get("x") or 0) >= 8 * len(number), "as wide as a digit of 15 px is"
+        assert text.get("transform") is None
 
 
 def test_files_carry_the_scores(studies: list[Study], tmp_path: Path) -> None:
