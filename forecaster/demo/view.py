@@ -15,12 +15,18 @@ from forecaster.demo.figures import Figures
 from forecaster.demo.scores import Band, SeriesScores
 from forecaster.shell.prediction import Prediction
 
-CURVES_WIDTH = 122  # columns from which on there is room for curves
-EDGES_WIDTH = 160  # and for both edges of the bands
+LEAST_CURVE = 16  # columns that a curve needs
+EDGES_WIDTH = 160  # columns from which on there is room for both edges of all bands
+ALWAYS, SKEWED, NEVER = (
+    -1.0,
+    1 / 3,
+    1.0,
+)  # of the band, by which its halves differ: beyond, its edges are shown
+HEADINGS = ("last value", "next step, 80 % band", "last step, 80 % band", "covers", "skill")
+NOISE = 1e-9  # of the size of a series' numbers: less is shown as 0
 NAME_WIDTH = 16
 FRAME_LINES = 6  # title, headings, legend, hint and two empty ones: all but the figures and the rows
 LABEL_WIDTH = 15  # what stands before a figure
-NUMBERS_WIDTH, MORE_FOR_EDGES = 98, 24  # columns that a table with curves needs for all but them
 BARS = "▁▂▃▄▅▆▇█"
 STATUS_STYLE = {"cold": "blue", "warming": "yellow", "ok": "green", "fallback": "red"}
 STATUS_MEANS = {
@@ -211,38 +217,61 @@ def _stages(stages: Stages) -> Text:
 
 
 def _table(rows: Iterable[tuple[str, SeriesScores]], width: int) -> Table:
-    curves, edges = width >= CURVES_WIDTH, width >= EDGES_WIDTH
-    curve_width = width - NUMBERS_WIDTH - MORE_FOR_EDGES * edges if curves else 0
-    table = Table(box=None, header_style="bold", padding=(0, 0, 0, 2 if curves else 1))
+    """A row for each series; the curves get what room the numbers leave."""
+    shown = [(name, scores, newest) for name, scores in rows if (newest := scores.newest) is not None]
+    names = [Text(_short(name)) for name, _, _ in shown]  # brackets in a name are no markup
+    gap, headings, most_skew = 2, HEADINGS, ALWAYS if width >= EDGES_WIDTH else SKEWED
+    numbers = [_numbers(scores, newest, most_skew) for _, scores, newest in shown]
+    curve_width = width - _taken(names, numbers, headings, gap) - gap
+    if curve_width < LEAST_CURVE:
+        curve_width, gap = 0, 1
+        headings = tuple(heading.removesuffix(", 80 % band") for heading in headings)
+        if _taken(names, numbers, headings, gap) > width:
+            numbers = [_numbers(scores, newest, NEVER) for _, scores, newest in shown]
+    table = Table(box=None, header_style="bold", padding=(0, 0, 0, gap))
     table.add_column("")
     table.add_column("series", no_wrap=True, overflow="ellipsis", max_width=NAME_WIDTH)
-    if curves:
-        table.add_column("lately, and the forecast", no_wrap=True)
-    band = ", 80 % band" if curves else ""
-    for heading in ("last value", f"next step{band}", f"last step{band}", "covers", "skill"):
+    if curve_width:
+        table.add_column("lately, and the forecast"[:curve_width], no_wrap=True)
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for series, scores in rows:
-        if (newest := scores.newest) is not None:
-            table.add_row(
-                Text("●", style=STATUS_STYLE[newest.status]),
-                *_cells(series, scores, newest, curve_width, edges=edges),
-            )
+    for name, cells, (_, scores, newest) in zip(names, numbers, shown, strict=True):
+        curve = [_curve(scores, curve_width)] if curve_width else []
+        table.add_row(Text("●", style=STATUS_STYLE[newest.status]), name, *curve, *cells)
     return table
 
 
-def _cells(
-    series: str, scores: SeriesScores, newest: Prediction, curve_width: int, *, edges: bool
-) -> list[RenderableType]:
-    places = _decimals(scores.bands[-1], newest.last)
+def _taken(
+    names: Sequence[Text], numbers: Sequence[Sequence[Text]], headings: Sequence[str], gap: int
+) -> int:
+    """Columns of the terminal that a table without curves takes."""
+    texts = [names, *zip(*numbers, strict=True)]
+    widths = [
+        max(len(head), *(t.cell_len for t in column))
+        for head, column in zip(("series", *headings), texts, strict=True)
+    ]
+    return 1 + gap + sum(widths) + gap * len(widths)
+
+
+def _numbers(scores: SeriesScores, newest: Prediction, most_skew: float) -> list[Text]:
+    noise = NOISE * max(map(abs, (*scores.values, *scores.bands[-1])))
+    first, last = (_without(noise, band) for band in (scores.bands[0], scores.bands[-1]))
+    value = newest.last if abs(newest.last) > noise else 0.0
+    places = _decimals(last, value)
     return [
-        Text(_short(series)),  # brackets in a name are no markup
-        *([_curve(scores, curve_width)] if curve_width else []),
-        Text(_number(newest.last, places), style="bold"),
-        _band(scores.bands[0], places, edges=edges),
-        _band(scores.bands[-1], places, edges=edges),
+        Text(_number(value, places), style="bold"),
+        _band(first, places, most_skew),
+        _band(last, places, most_skew),
         Text(_share(scores.coverage), style=_coverage_style(scores.coverage)),
         Text(_skill(scores.skill), style=_skill_style(scores.skill)),
     ]
+
+
+def _without(noise: float, band: Band) -> Band:
+    """The band, to what numbers of its series' size can tell: edges that near to the median are on it."""
+    median = band.median if abs(band.median) > noise else 0.0
+    low, high = (edge if abs(edge - band.median) > noise else median for edge in (band.low, band.high))
+    return Band(low, median, high)
 
 
 def _short(name: str) -> str:
@@ -260,8 +289,10 @@ def _legend() -> Text:
     return text
 
 
-def _band(band: Band, places: int | None, *, edges: bool) -> Text:
-    if not edges:
+def _band(band: Band, places: int | None, most_skew: float) -> Text:
+    """The median and how far the band goes to either side; both edges where those differ by more of the band."""
+    skew = abs(band.low + band.high - 2 * band.median)
+    if skew <= most_skew * (band.high - band.low):
         return Text.assemble(_number(band.median, places), (f" ±{_half(band, places)}", "dim"))
     low, high = _number(band.low, places), _number(band.high, places)
     return Text.assemble(_number(band.median, places), (f" [{low}, {high}]", "dim"))

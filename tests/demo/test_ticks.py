@@ -44,6 +44,11 @@ def test_times_and_further_columns_go_along_as_they_are(tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_of_one_series_is_played_under_its_name(tmp_path: Path) -> None:
+    (message,) = read_file(written(tmp_path, "ts,value\n1,2.5\n"))
+    assert (message[0], json.loads(message[1])) == (b"ticks", {"ts": 1, "value": 2.5, "series": "ticks"})
+
+
 def test_what_cannot_be_played_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column 'value'"):
         read_file(written(tmp_path, "series,ts\na,1\n"))

@@ -74,6 +74,39 @@ def test_numbers_of_any_size_keep_value_and_band_apart(scale: float) -> None:
     assert numbers[:7] == pytest.approx([scale * x for x in (14, 14, 13, 15, 14, 12, 16)], rel=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("width", "band"), [(80, "10.0 [9.8, 13.0]"), (120, "10.0 [9.8, 13.0]"), (52, "10.0 ±1.6")]
+)
+def test_a_skewed_band_shows_its_edges_where_there_is_room(width: int, band: str) -> None:
+    shown = State("a test", Figures("http://none"), Stages(0.0))
+    shown.add(prediction("skewed", 0, 10.0, 10.0 + np.array([[-1.0, 0.0, 1.2], [-0.2, 0.0, 3.0]])))
+    (row,) = (text for text in drawn(shown, width, 24) if "skewed" in text)
+    assert "10.0 ±1.1" in row, "a third of the band is not much"
+    assert band in row
+
+
+def test_curves_get_the_room_that_the_numbers_leave() -> None:
+    shown = state(1)
+    for t in range(5, 100):
+        last = 10.0 + t % 7
+        shown.add(prediction("series-000", t, last, last + QUANTILES))
+    for width in (120, 200):
+        (row,) = (text for text in drawn(shown, width, 24) if "series-0" in text)
+        assert len(row.rstrip()) == width
+        assert sum(c in "▁▂▃▄▅▆▇█" for c in row) > 24
+
+
+def test_noise_far_below_a_series_numbers_is_nothing() -> None:
+    shown = State("a test", Figures("http://none"), Stages(0.0))
+    stuck = np.array([[-7e-13, 0.0, 7e-13], [-7e-13, 0.0, 7e-13]])
+    shown.add(prediction("stuck", 0, 5.0, 5.0 + stuck))
+    shown.add(prediction("night", 0, 7e-13, np.array([[0.0, 7e-13, 1.0], [-1.0, -7e-13, 1.0]])))
+    for width in (80, 160):
+        lines = "\n".join(drawn(shown, width, 24))
+        assert "e-" not in lines
+        assert "-0.0" not in lines
+
+
 def test_stages_are_told_once_and_from_the_daemons_start_on() -> None:
     stages = Stages(100.0)
     assert stages.reach("broker", 101.5) == "broker: 1.5 s after the demo was started"
