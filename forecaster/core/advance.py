@@ -96,6 +96,7 @@ def foretell(
     status = jnp.where(serving.trained, jnp.where(warm, jnp.where(finite, OK, FALLBACK), WARMING), COLD)
 
     changes = changes._replace(
+        running=row.foretell(changes.running, experts.centre(blend, points, awake)),
         waiting=waiting.pack(curves, quantiles),
         blend=row.batch_first(jnp.stack(blend)),
         carry=carry,

@@ -118,25 +118,27 @@ def _rate(square: Array) -> Array:
     return jnp.minimum(RATE_LIMIT, jnp.sqrt(RATE**2 / (square + 0.2)))
 
 
+def centre(
+    blend: Blend, points: Float[Array, "expert horizon batch"], awake: Bool[Array, "expert horizon batch"]
+) -> Float[Array, " batch"]:
+    """What the mix foretells of the next value while no alarm speaks, as points and `weights` have it."""
+    near = weights(Blend(*(part[:, :1] for part in blend)), awake[:, :1])
+    return (near * jnp.where(awake, points, 0.0)[:, :1]).sum((0, 1))
+
+
 def sound(
     alarm: Float[Array, " batch"],
-    blend: Blend,
-    points: Float[Array, "expert horizon batch"],
-    actual: Float[Array, "horizon batch"],
-    settled: Bool[Array, "horizon batch"],
+    said: Float[Array, " batch"],
+    came: Float[Array, " batch"],
+    unit: Float[Array, " batch"],
 ) -> Float[Array, " batch"]:
-    """How much better than the mix the last value has foretold the next one lately, in mean errors of its own.
+    """How much better than the mix's `centre` the last value has foretold the next one lately, in its mean errors.
 
     After a jump to a new level it does at once. Forecasts of later steps, which have to wait for their targets, would
     tell so only a whole horizon later; what comes back after one step raises none.
     """
-    near = points[:, :1]
-    awake = jnp.isfinite(near)
-    share = weights(Blend(*(part[:, :1] for part in blend)), awake)
-    said, came = (share * jnp.where(awake, near, 0.0)).sum((0, 1)), actual[0]
-    better = (jnp.abs(came - said) - jnp.abs(came)) / jnp.maximum(blend.error[LAST, 0], 1e-3)
-    raised = jnp.maximum(ALARM_FADE * alarm + jnp.clip(better, -3.0, 3.0), 0.0)
-    return jnp.where(settled[0], raised, alarm)
+    better = (jnp.abs(came - said) - jnp.abs(came)) / jnp.maximum(unit, 1e-3)
+    return jnp.maximum(ALARM_FADE * alarm + jnp.clip(better, -3.0, 3.0), 0.0)
 
 
 def first_words(blend: Blend, speaks: Bool[Array, " batch"]) -> Bool[Array, " batch"]:

@@ -45,6 +45,7 @@ LEVEL_MEMORY = 512.0  # the same for the long-run level
 SEASON_MEMORY = 256.0  # the same for a season's score
 PRIOR_STEPS = 2.0  # steps that the scale lent to a newborn series counts for
 SCALE_FLOOR = 1e-7  # of the level, relative to the base: float32 resolves no less
+SQUARED_FLOOR = 1e-14  # of the value, relative to the base: the square of their ratio is finite
 NAIVE_STEPS = 6  # steps ahead at which a season has to beat the last value
 WEEK_DAYS = 7.0
 DAY_S = 86400.0
@@ -139,7 +140,7 @@ def observe(
     one period ago (the oldest known one where the series is younger; a first step gets its own value).
     """
     n = count.astype(jnp.float32)
-    usual = running_scale(running)
+    usual = running_scale(running, past[:, -1])
     change, before = value - past[:, -1], past[:, -1] - past[:, -2]
     size, far = (jnp.abs(value - past[:, -k]) for k in (1, LAGS))
     tame, shock = judge_change(value, past, usual)
@@ -235,9 +236,12 @@ def season_score(
     return mean(jnp.abs(across - drift[:, None])), drift
 
 
-def running_scale(running: Running) -> Array:
-    """The unit of everything: the running scale, never far below the slow one nor what float32 resolves."""
-    floor = SCALE_FLOOR * jnp.abs(running.of("level")) + 1e-12
+def running_scale(running: Running, value: Array) -> Array:
+    """The unit of everything: the running scale, never far below the slow one nor what float32 resolves.
+
+    The level, which a bad tick does not move, tells what that is; the newest value only what float32 can square.
+    """
+    floor = SCALE_FLOOR * jnp.abs(running.of("level")) + SQUARED_FLOOR * jnp.abs(value) + 1e-12
     return jnp.maximum(jnp.maximum(running.of("scale"), SLOW_SHARE * running.of("slow")), floor)
 
 

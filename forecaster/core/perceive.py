@@ -18,6 +18,8 @@ from forecaster.core.model import ModelSpec
 from forecaster.core.row import Memory
 from forecaster.core.table import Rows
 
+FARTHEST = 1e15  # scales that an outcome is off: the square is finite
+
 
 class Steps(NamedTuple):
     """One step of each of `batch` different series."""
@@ -66,7 +68,7 @@ def perceive(
         return table.whole(column, idx)
 
     count, base, value = read(rows.count), read(rows.base), steps.value
-    running, holt_level, holt_slope, alarm, edges, step, known = row.unpack(read(rows.running))
+    running, holt_level, holt_slope, alarm, foretold, edges, step, known = row.unpack(read(rows.running))
 
     # what waited for this value
     settled = (count >= jnp.arange(1, horizon + 1)[:, None]) & steps.valid
@@ -74,12 +76,14 @@ def perceive(
     had, marked = origin[..., :2].T
     scaled, live = jnp.abs(marked), settled & (marked > 0)
     actual = jnp.where(settled, (value - had) / jnp.where(settled, scaled, 1.0), 0.0)
+    actual = jnp.clip(actual, -FARTHEST, FARTHEST)
     curves, waited = waiting.unpack(table.due(rows.waiting, idx, count, horizon))
     stopped = bounds.limits(edges)
     edges = bounds.observe(edges, value, had, _reached(waited, scaled, spec.levels), settled)
     points = experts.assemble(origin[..., 2:].T, curves)
     blend = Blend(*row.batch_last(read(rows.blend)))
-    alarm = experts.sound(alarm, blend, points, actual, settled)
+    sounded = experts.sound(alarm, foretold, actual[0], blend.error[experts.LAST, 0])
+    alarm = jnp.where(settled[0], sounded, alarm)
     error = experts.follow(blend.error, points, actual, settled, count)
 
     # the window and the statistics
@@ -87,12 +91,12 @@ def perceive(
         rows.value, idx, count, jnp.broadcast_to(jnp.arange(features.LEAD, 0, -1), (batch, features.LEAD))
     )
     past = jnp.where((count > 0)[:, None], past, value[:, None])
-    tame, _ = features.judge_change(value, past, features.running_scale(running))
+    tame, _ = features.judge_change(value, past, features.running_scale(running, past[:, -1]))
     step = grain.observe(step, jnp.where(tame | (count < features.OWN), value - past[:, -1], 0.0), count)
     one_period_ago = jnp.broadcast_to(periods, (batch, features.SEASONS))
     lagged = table.lagged(rows.value, idx, count, one_period_ago)
     running, own = features.observe(running, count, value, steps.dt_s, past, lagged, periods)
-    scale = features.running_scale(running)
+    scale = features.running_scale(running, value)
     misjudged = experts.misjudged(error, own)
     error = jnp.where(misjudged, experts.newborn(horizon).error[:, :, None], error)
     holt_level, holt_slope = experts.holt(holt_level, holt_slope, count, value)
@@ -168,7 +172,7 @@ def perceive(
         base=base,
         value=value,
         trace=jnp.concatenate([trace, signals], axis=1),
-        running=row.pack(Memory(running, holt_level, holt_slope, alarm, edges, step, known)),
+        running=row.pack(Memory(running, holt_level, holt_slope, alarm, foretold, edges, step, known)),
         origin=jnp.stack([value, jnp.where(steps.live, scale, -scale), *percept.lines], axis=1),
         waiting=waiting.pack(silent, waited),
         regressors=x_linear,

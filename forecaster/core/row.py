@@ -41,17 +41,18 @@ class Memory(NamedTuple):
     level: Array  # and slope of the trend
     slope: Array
     alarm: Array
+    foretold: Array  # what the mix has foretold of the next value, see `experts.centre`
     bounds: Bounds
     grain: Grain
     covariates: Float[Array, "batch packed"]
 
 
-_WIDTHS = features.RUNNING, 3, bounds.STATE, grain.STATE  # in that column, in front of the covariates
+_WIDTHS = features.RUNNING, 4, bounds.STATE, grain.STATE  # in that column, in front of the covariates
 
 
 def pack(memory: Memory) -> Array:
     """As the column."""
-    trend = jnp.stack([memory.level, memory.slope, memory.alarm], axis=1)
+    trend = jnp.stack([memory.level, memory.slope, memory.alarm, memory.foretold], axis=1)
     more = jnp.stack([*memory.bounds, *memory.grain], axis=1)
     return jnp.concatenate([features.pack(memory.running), trend, more, memory.covariates], axis=1)
 
@@ -59,8 +60,14 @@ def pack(memory: Memory) -> Array:
 def unpack(packed: Array) -> Memory:
     """The same, read."""
     running, trend, edges, step, rest = jnp.split(packed, list(accumulate(_WIDTHS)), axis=1)
-    level, slope, alarm = trend.T
-    return Memory(features.unpack(running), level, slope, alarm, Bounds(*edges.T), Grain(*step.T), rest)
+    level, slope, alarm, foretold = trend.T
+    known = features.unpack(running)
+    return Memory(known, level, slope, alarm, foretold, Bounds(*edges.T), Grain(*step.T), rest)
+
+
+def foretell(packed: Array, foretold: Float[Array, " batch"]) -> Array:
+    """The column with what is foretold now."""
+    return packed.at[:, features.RUNNING + 3].set(foretold)
 
 
 def batch_last(x: Array) -> Array:

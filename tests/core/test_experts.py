@@ -52,12 +52,12 @@ def test_the_shape_of_errors_has_a_mean_absolute_value_of_one() -> None:
 
 def alarms(mean: float, outcomes: list[float]) -> list[float]:
     """After each outcome, where the mix always says `mean` and each is relative to the one before, as in a table."""
-    known = Blend(*(jnp.repeat(part, HORIZON, axis=1)[:, :HORIZON] for part in blend()))
     alarm, last, found = jnp.zeros(1), mean, []
     for outcome in outcomes:
-        points = jnp.full((COUNT, HORIZON, 1), mean - last).at[experts.LAST].set(0.0)
-        actual, settled = jnp.full((HORIZON, 1), outcome - last), jnp.ones((HORIZON, 1), bool)
-        alarm, last = experts.sound(alarm, known, points, actual, settled), outcome
+        points = jnp.full((COUNT, HORIZON, 1), mean - last)
+        said = experts.centre(blend(), points, jnp.ones(points.shape, bool))
+        np.testing.assert_allclose(said, mean - last, atol=1e-5)
+        alarm, last = experts.sound(alarm, said, jnp.full(1, outcome - last), jnp.ones(1)), outcome
         found.append(float(alarm[0]))
     return found
 
