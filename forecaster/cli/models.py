@@ -34,9 +34,8 @@ def list_models(
         return
     table = Table()
     names = [name for entry in entries for name in (entry.stored.version, _parent(entry.stored))]
-    whole = max(
-        map(len, names), default=0
-    )  # other commands ask for them: never cut, however narrow the terminal
+    # Other commands ask for them: they are never cut, however narrow the terminal.
+    whole = max(map(len, names), default=0)
     table.add_column("version", no_wrap=True, min_width=whole)
     table.add_column("")
     table.add_column("made")

@@ -167,8 +167,8 @@ class Daemon(Worker):
         self.lifecycle.poll(
             decides=owner,
             leads=owner and self._trains,
-            remains=0 in ours
-            and self._trains,  # it is being read back, and what trains need not wait for that
+            # A training that runs need not end while the partition that makes us lead is read back.
+            remains=0 in ours and self._trains,
             idle=not records,
         )
         self.lifecycle.follow(self.state)

@@ -36,9 +36,8 @@ def cpu_cores(root: Path = ROOT, own: Path = OWN) -> float:
 def _groups(root: Path, own: Path) -> list[Path]:
     """Our cgroup and those above it, as far as they are seen from here (v2)."""
     paths = [line.removeprefix("0::/") for line in _read(own).splitlines() if line.startswith("0::/")]
-    inner = PurePosixPath(
-        paths[0] if paths and ".." not in paths[0] else ""
-    )  # "..": what we see is not above it
+    seen = paths and ".." not in paths[0]  # else what we see is not above it
+    inner = PurePosixPath(paths[0] if seen else "")
     return [root / group for group in (inner, *inner.parents)]
 
 
