@@ -180,7 +180,7 @@ def test_a_row_of_a_wrong_clock_is_told_from_a_file_in_no_order(tmp_path: Path) 
 
 
 def test_a_time_that_no_calendar_has_is_no_tick(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected at most future_s = 300; is tick.time_unit = s right"):
+    with pytest.raises(DataError, match=r"expected at most future_s = 300; is tick\.time_unit = s right"):
         read_ticks(write(tmp_path, "ts,value\n1.7e12,1\n"), TickSpec(time_unit="s"))
 
 
