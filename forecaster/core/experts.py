@@ -42,9 +42,7 @@ RATE, RATE_LIMIT = 1.5, 0.2  # of learning
 ERROR_RATE = 0.004  # at which an expert's mean absolute error follows
 FAR = 25.0  # scales; an outcome farther off is remembered as that far: a scale may have been far too small
 
-MISJUDGED = (
-    2.0  # times; an error so far from what it should be was learned in units of a scale that did not fit
-)
+MISJUDGED = 2.0  # times what it should be; such an error was learned in units of a scale that did not fit
 
 HOLT_LEVEL, HOLT_SLOPE, DAMPING = 0.5, 0.05, 0.9  # Gardner & McKenzie 1985: a damped trend
 

@@ -35,9 +35,7 @@ MEANS = (6.0, 18.0, 54.0, 162.0, 486.0)  # memory, in steps, of the exponentiall
 FAST_MEMORY = 10.0  # steps after which the fast scale has forgotten most
 SCALE_MEMORY = 50.0  # the same for the running scale
 SLOW_MEMORY = 1000.0  # the same for the slow scale
-WILD = (
-    256.0  # scales; a change beyond is a bad tick, or the first of a new level, and is not taken at its word
-)
+WILD = 256.0  # scales; a change beyond is a bad tick or the first of a new level
 GROWTH = 4.0  # times its scale that one change may make of it
 OWN = 8  # changes of its own after which a series has forgotten the scale that it was lent
 SLOW_SHARE = 0.1  # of the slow scale that the running scale never falls below
@@ -64,10 +62,7 @@ SCALARS = {
     "level": (LEVEL_MEMORY, 1.0),  # long-run mean of the value
     "spread": (LEVEL_MEMORY, 1.0),  # long-run mean absolute distance from the level
     "dt_s": (2 * SCALE_MEMORY, 0.0),  # usual time between steps
-    "naive": (
-        SEASON_MEMORY,
-        0.0,
-    ),  # mean absolute change over NAIVE_STEPS beyond `climb`: what a season has to beat
+    "naive": (SEASON_MEMORY, 0.0),  # mean |change| over NAIVE_STEPS beyond `climb`: what a season has to beat
     "far": (SEASON_MEMORY, 0.0),  # mean absolute change over LAGS
     "climb": (SEASON_MEMORY, 0.0),  # mean change over NAIVE_STEPS
     "still": (2 * SCALE_MEMORY, 0.0),  # share of steps without a change
@@ -86,14 +81,19 @@ class Running(NamedTuple):
 
     scalars: Float[Array, "scalar batch"]
     mean: Float[Array, "batch mean"]  # exponentially weighted means of the value
-    season: Float[
-        Array, "batch season"
-    ]  # how well each candidate period foretold, see `Season`; 0: not seen yet
+    season: Float[Array, "batch season"]  # mean |change beyond drift| over each candidate period; 0: not seen
     drift: Float[Array, "batch season"]  # mean change over each candidate period
 
     def of(self, name: str) -> Float[Array, " batch"]:
         """One of the SCALARS."""
         return self.scalars[[*SCALARS].index(name)]
+
+
+class Taken(NamedTuple):
+    """How a step's change was taken."""
+
+    own: Float[Array, " batch"]  # scale taken instead of a lent one; 0 but at one step of its life
+    tame: Bool[Array, " batch"]  # it is none of a bad tick, or the row is too young to tell
 
 
 class Season(NamedTuple):
@@ -131,10 +131,8 @@ def observe(
     past: Float[Array, "batch lead"],
     lagged: Float[Array, "batch season"],
     periods: Int[Array, " season"],
-) -> tuple[Running, Float[Array, " batch"]]:
-    """Take in one step of each series; also the scale of its own that a series takes with it instead of a lent one.
-
-    That is 0 but at one step of its life, see `_own_scale`.
+) -> tuple[Running, Taken]:
+    """Take in one step of each series.
 
     `count` is the number of steps before this one; `past` are the LEAD values before it, newest last, `lagged` those
     one period ago (the oldest known one where the series is younger; a first step gets its own value).
@@ -143,8 +141,9 @@ def observe(
     usual = running_scale(running, past[:, -1])
     change, before = value - past[:, -1], past[:, -1] - past[:, -2]
     size, far = (jnp.abs(value - past[:, -k]) for k in (1, LAGS))
-    tame, shock = judge_change(value, past, usual)
-    wildest = WILD * jnp.maximum(usual, 1e-30)
+    tame, shock = _judge_change(value, past, usual)
+    tame |= count < OWN
+    wildest = WILD * usual
     climb = jnp.clip(value - past[:, -NAIVE_STEPS], -wildest, wildest)
     naive = jnp.abs(climb - running.of("climb"))
     kept = 1 - 1 / jnp.clip(n + 1, 1.0, LEVEL_MEMORY)  # of the distance from the level, which follows first
@@ -156,10 +155,9 @@ def observe(
     now = jnp.stack([value, away, dt_s, naive, jnp.minimum(far, wildest), climb, still, step * step_before])
     old, new = running.scalars, jnp.concatenate([jnp.broadcast_to(size, (LENT.sum(), *size.shape)), now])
     moved = old + (new - old) / jnp.clip(n + PRIORS, 1.0, MEMORIES)
-    known = tame | (count < OWN)
     most = jnp.maximum(old, usual) * jnp.where(shock, GROWTH, 1.0)
-    moved = jnp.where(LENT & ~known, jnp.clip(moved, old, most), moved)
-    moved = jnp.where(TAME & ~known, old, moved)
+    moved = jnp.where(LENT & ~tame, jnp.clip(moved, old, most), moved)
+    moved = jnp.where(TAME & ~tame, old, moved)
     own = _own_scale(running, count, value, past)
     moved = jnp.where(LENT & (own > 0), own, moved)
     lent = LENT & (count == 0)
@@ -171,14 +169,14 @@ def observe(
     towards = (value[:, None] - running.mean) / jnp.clip(n[:, None] + 1, 1.0, jnp.asarray(MEANS))
     after = Running(
         jnp.where(lent, old, moved),
-        mean=running.mean + jnp.where(known[:, None], towards, 0.0),
+        mean=running.mean + jnp.where(tame[:, None], towards, 0.0),
         season=running.season + jnp.where(seen, rate * (miss - running.season), 0.0),
         drift=running.drift + jnp.where(seen, rate * (across - running.drift), 0.0),
     )
-    return after, own
+    return after, Taken(own, tame)
 
 
-def judge_change(
+def _judge_change(
     value: Float[Array, " batch"], past: Float[Array, "batch lead"], usual: Float[Array, " batch"]
 ) -> tuple[Bool[Array, " batch"], Bool[Array, " batch"]]:
     """Whether a change is tame, and whether a wild one tells of more to come.

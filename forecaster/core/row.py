@@ -47,6 +47,7 @@ class Memory(NamedTuple):
     covariates: Float[Array, "batch packed"]
 
 
+_FORETOLD = features.RUNNING + Memory._fields.index("foretold") - 1  # where that column has it
 _WIDTHS = features.RUNNING, 4, bounds.STATE, grain.STATE  # in that column, in front of the covariates
 
 
@@ -67,7 +68,7 @@ def unpack(packed: Array) -> Memory:
 
 def foretell(packed: Array, foretold: Float[Array, " batch"]) -> Array:
     """The column with what is foretold now."""
-    return packed.at[:, features.RUNNING + 3].set(foretold)
+    return packed.at[:, _FORETOLD].set(foretold)
 
 
 def batch_last(x: Array) -> Array:

@@ -23,9 +23,7 @@ from forecaster.core.spec import Spec
 MAX_SERIES_CHARS = 256  # longer ids are never meant as ids, and each one is kept in memory
 MAX_MESSAGE_CHARS = 200  # of a Reject: it goes into headers and logs
 MAX_NUMBER = 1e18  # the default bounds of a value: its square still fits float32
-LARGEST = (
-    1e30  # bounds may be set so wide: values become float32, as do their differences and the sums of a bar
-)
+LARGEST = 1e30  # to which bounds may be set: values, their differences and the sums of a bar become float32
 MAX_SEQUENCE = 2**63 - 1
 MAX_COVARIATES = 32  # each takes 800 bytes of a row
 YEAR_1_S = -62_135_596_800.0  # 0001-01-01T00:00:00Z, the first instant that ISO 8601 reads
