@@ -10,6 +10,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from math import exp, log
 from pathlib import Path
 from statistics import mean
@@ -32,7 +33,6 @@ from forecaster.shell.scoring import Score, Scorer
 
 FIRST, WARM_UP = 0.6, 0.75
 Swaps = dict[int, Model]
-ONLY_NETWORK = np.log(np.array([1.0] + [1e-9] * (experts.COUNT - 1), np.float32))
 
 
 class Ablation(NamedTuple):
@@ -58,6 +58,13 @@ def _first(swaps: Swaps) -> Swaps:
 
 def _none(_: Swaps) -> Swaps:
     return {}
+
+
+def _trusted(swaps: Swaps, share: float) -> Swaps:
+    return {
+        at: model._replace(card=model.card.model_copy(update={"first_share": share}))
+        for at, model in swaps.items()
+    }
 
 
 def _never(_: object, speaks: jax.Array) -> jax.Array:
@@ -88,7 +95,12 @@ ABLATIONS = (
         "no linear expert",
         patches=((experts, "predict", lambda linear, _: jnp.zeros_like(linear.weights[:, 0])),),
     ),
-    _without("the network alone, corrected", (experts, "PRIOR", ONLY_NETWORK), (experts, "RATE_LIMIT", 0.0)),
+    Ablation(
+        "the network alone, corrected",
+        patches=tuple((experts, name, 0.0) for name in ("FEW", "RATE_LIMIT", "ALARM_RATE")),
+        models=partial(_trusted, share=1.0),
+    ),
+    Ablation("every network begins with the same share", models=partial(_trusted, share=0.9)),
     _without("weights stay as they begin", (experts, "RATE_LIMIT", 0.0)),
     _without("each step ahead is weighed by itself", (experts, "BORROW", 0.0)),
     _without("the network inherits regrets and corrections", (experts, "first_words", _never)),

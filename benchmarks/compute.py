@@ -41,7 +41,9 @@ class Bench:
         self.size = size
         self._calls = [slice(start, start + WIDE) for start in range(0, size, WIDE)]
         self._spec = spec
-        self._serving = Serving(init(spec, 0), jnp.zeros(SEASONS, jnp.int32), jnp.asarray(True))
+        self._serving = Serving(
+            init(spec, 0), jnp.zeros(SEASONS, jnp.int32), jnp.asarray(True), jnp.float32(0.9)
+        )
         self._rows = table.empty(row.layout(spec), rows)
         recipe = Recipe(spec, rows, SHAPES)
         self._advance, self._write = recipe(("advance", WIDE)), recipe(("write", WIDE))

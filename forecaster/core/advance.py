@@ -36,6 +36,7 @@ class Serving(NamedTuple):
     params: Params
     periods: Int[Array, " season"]
     trained: Array  # bool (): whether there is a model at all
+    first_share: Array  # float32 (): of the network in the mix of a series in which nothing was judged yet
 
 
 class Forecasts(NamedTuple):
@@ -70,7 +71,7 @@ def foretell(
     fell = bounds.settle(score.below(waited, actual), waited, actual, percept.stopped)
     slope = apart(fell - jnp.asarray(levels, jnp.float32)[:, None])
     blend = Blend(*row.batch_last(changes.blend))
-    blend, unit = experts.settle(blend, percept.points, waited, slope, settled, levels)
+    blend, unit = experts.settle(blend, percept.points, waited, slope, settled, levels, serving.first_share)
     offset = calibrate.settle(row.batch_last(changes.offset), slope, unit, settled)
 
     # 2. one cell step, and the head
@@ -88,7 +89,7 @@ def foretell(
     awake = jnp.isfinite(points)
     fresh = experts.first_words(blend, speaks) | percept.misjudged
     blend, offset = experts.unbiased(blend, fresh), jnp.where(fresh, 0.0, offset)
-    share = experts.weights(blend, awake, percept.alarm)
+    share = experts.weights(blend, awake, serving.first_share, percept.alarm)
     mixed = experts.mix(jnp.where(awake, points, 0.0), network, blend, share, levels)
     ends = tuple(end / percept.scale for end in percept.limits)
     corrected = jnp.clip(calibrate.correct(mixed, offset, median), -waiting.LIMIT, waiting.LIMIT)
@@ -96,7 +97,7 @@ def foretell(
     status = jnp.where(serving.trained, jnp.where(warm, jnp.where(finite, OK, FALLBACK), WARMING), COLD)
 
     changes = changes._replace(
-        running=row.foretell(changes.running, experts.centre(blend, points, awake)),
+        running=row.foretell(changes.running, experts.centre(blend, points, awake, serving.first_share)),
         waiting=waiting.pack(curves, quantiles),
         blend=row.batch_first(jnp.stack(blend)),
         carry=carry,

@@ -193,7 +193,8 @@ def walk(
     moved, decayed = (jnp.asarray(mask) for mask in _masks(shape))
 
     def loss_of(vector: Array, windows: Array, key: Array) -> Array:
-        total, count = _pinball(from_vector(vector, shape=shape), pool, windows, Role.TRAIN, spec, shape, key)
+        params = from_vector(vector, shape=shape)
+        total, count = _pinball(params, pool, windows, Role.TRAIN, spec, shape, None, key)
         return total.sum() / jnp.maximum(count.sum(), 1.0)
 
     def step(carry: State, now: Array) -> tuple[State, Array]:
@@ -213,13 +214,27 @@ def walk(
     return state, losses.mean()
 
 
+class Mixed(NamedTuple):
+    """What is judged: the network's quantiles, averaged level by level with those of the last value."""
+
+    share: Array  # of the network, ()
+    others: Float[Array, "horizon level"]  # the last value's, the same at every origin
+
+
 @partial(jax.jit, static_argnames=("spec", "shape"))
 def evaluate(
-    vector: Array, pool: Pool, windows: Array, role: Array, *, spec: TrainSpec, shape: ModelSpec
+    vector: Array,
+    pool: Pool,
+    windows: Array,
+    role: Array,
+    mixed: Mixed,
+    *,
+    spec: TrainSpec,
+    shape: ModelSpec,
 ) -> tuple[Array, Array]:
     """Summed loss and number of targets of each window; `windows` (batch, window), one batch at a time."""
     params = from_vector(vector, shape=shape)
-    return jax.lax.map(lambda batch: _pinball(params, pool, batch, role, spec, shape, None), windows)
+    return jax.lax.map(lambda batch: _pinball(params, pool, batch, role, spec, shape, mixed), windows)
 
 
 def _pinball(
@@ -229,12 +244,13 @@ def _pinball(
     role: Role | Array,
     spec: TrainSpec,
     shape: ModelSpec,
-    key: Array | None,
+    mixed: Mixed | None,
+    key: Array | None = None,
 ) -> tuple[Float[Array, " window"], Float[Array, " window"]]:
     """Weighted pinball loss summed over the origins with this role in each window's span, and how many targets.
 
-    With a `key` as training sees it: every `stride`-th origin (a neighbour says nearly the same, for as much work),
-    with dropout, quantiles as they are drawn.
+    Either `mixed`, to be judged, or as training sees it, with a `key`: every `stride`-th origin (a neighbour says
+    nearly the same, for as much work), with dropout, quantiles as they are drawn.
     """
     at = windows[:, None] + jnp.arange(-spec.burn_in, spec.span)
     home = jnp.clip(windows, 0, len(pool.role) - 1)[:, None]
@@ -245,9 +261,11 @@ def _pinball(
     _, ys = network.unroll(shape, params, carry, xs, present, key)
     origins = slice(spec.burn_in, None, 1 if key is None else spec.stride)
     origin = at[:, origins]
-    draw = network.quantiles if key is None else network.head  # crossing ones are put in order to be judged
     seen = (ys[:, origins], xs[:, origins], pool.direct[origin])
-    quantiles = draw(shape, params, *(part.reshape(-1, part.shape[-1]) for part in seen))
+    quantiles = network.head(shape, params, *(part.reshape(-1, part.shape[-1]) for part in seen))
+    if mixed is not None:  # crossing ones are put in order to be judged
+        ordered = network.in_order(quantiles, shape.median)
+        quantiles = mixed.share * ordered + (1 - mixed.share) * mixed.others[..., None]
     wanted = present[:, origins] & (pool.role[origin] == role)
     known = batch_last(pool.known[origin] & wanted[..., None]).astype(jnp.float32)
     losses = pinball_loss(quantiles, batch_last(pool.target[origin]), jnp.asarray(shape.levels, jnp.float32))

@@ -26,7 +26,7 @@ from forecaster.core.apart import apart
 NAMES = ("network", "last_value", "fast_mean", "slow_mean", "holt", "drift", "seasonal", "linear")
 COUNT = len(NAMES)
 NETWORK = 0
-PRIOR = np.log(np.array([0.9, 0.07, 0.005, 0.005, 0.005, 0.005, 0.005, 0.005], np.float32))
+FEW = 0.005  # first share of every expert but the network and the last value
 LINES = 5  # numbers an origin: fast mean, slow mean, Holt's level and slope, drift
 CURVES = 3  # numbers a step ahead: network, seasonal, linear
 FAST, SLOW = 0, 2  # which of features.MEANS
@@ -103,10 +103,18 @@ def assemble(
 
 
 def weights(
-    blend: Blend, awake: Bool[Array, "expert horizon batch"], alarm: Array | float = 0.0
+    blend: Blend,
+    awake: Bool[Array, "expert horizon batch"],
+    first_share: Array | float,
+    alarm: Array | float = 0.0,
 ) -> Float[Array, "expert horizon batch"]:
-    """Share of each expert in the mix; those that are not `awake` have nothing to say and get none."""
-    score = jnp.where(awake, PRIOR[:, None, None] + _rate(blend.square) * blend.regret, -jnp.inf)
+    """Share of each expert in the mix; those that are not `awake` have nothing to say and get none.
+
+    `first_share` is the network's before any of them was judged; most of what it leaves is the last value's.
+    """
+    rest = jnp.maximum(1 - first_share - (COUNT - 2) * FEW, FEW)
+    first = jnp.full(COUNT, FEW).at[NETWORK].set(first_share).at[LAST].set(rest)
+    score = jnp.where(awake, jnp.log(first)[:, None, None] + _rate(blend.square) * blend.regret, -jnp.inf)
     score = score.at[LAST].add(ALARM_RATE * jnp.maximum(alarm - CALM, 0.0))
     return jax.nn.softmax(score, axis=0)
 
@@ -117,10 +125,13 @@ def _rate(square: Array) -> Array:
 
 
 def centre(
-    blend: Blend, points: Float[Array, "expert horizon batch"], awake: Bool[Array, "expert horizon batch"]
+    blend: Blend,
+    points: Float[Array, "expert horizon batch"],
+    awake: Bool[Array, "expert horizon batch"],
+    first_share: Array | float,
 ) -> Float[Array, " batch"]:
     """What the mix foretells of the next value while no alarm speaks, as points and `weights` have it."""
-    near = weights(Blend(*(part[:, :1] for part in blend)), awake[:, :1])
+    near = weights(Blend(*(part[:, :1] for part in blend)), awake[:, :1], first_share)
     return (near * jnp.where(awake, points, 0.0)[:, :1]).sum((0, 1))
 
 
@@ -173,6 +184,7 @@ def settle(
     slope: Float[Array, "horizon level batch"],
     settled: Bool[Array, "horizon batch"],
     levels: tuple[float, ...],
+    first_share: Array | float,
 ) -> tuple[Blend, Float[Array, "horizon batch"]]:
     """Learn from what came; also the mix's own mean absolute error, the unit of the corrections.
 
@@ -183,7 +195,7 @@ def settle(
     """
     awake = jnp.isfinite(points)
     points = jnp.where(awake, points, 0.0)
-    share = weights(blend, awake)
+    share = weights(blend, awake, first_share)
     unit = jnp.maximum((share * blend.error).sum(0), 1e-3)  # the mix's own error, (horizon, batch)
     median = published[:, levels.index(0.5)]
     tilt = slope.mean(1)

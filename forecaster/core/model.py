@@ -6,7 +6,7 @@ between the cells). The only file that imports flax: modules are NNX, split once
 """
 
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +86,8 @@ class Card(Spec):
     """When it was made, by the clock of who made it; 0: not known, as of models of earlier releases."""
     seed: int = 0
     steps_taken: int = 0
+    first_share: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """The network's in the mix of a series in which nothing was judged yet."""
     offsets: dict[str, tuple[int, int]] = Field(default_factory=dict)
     scores: dict[str, dict[str, float]] = Field(default_factory=dict)
     notes: dict[str, str] = Field(default_factory=dict)

@@ -64,7 +64,8 @@ def serving_of(model: Model) -> Serving:
     """What the programs are told of a model."""
     params = {name: jnp.asarray(p, jnp.float32) for name, p in model.params.items()}
     trained = jax.device_put(np.bool_(bool(model.version)))  # jnp.asarray would compile
-    return Serving(params, jnp.asarray(model.periods, jnp.int32), trained)
+    first_share = jax.device_put(np.float32(model.card.first_share))
+    return Serving(params, jnp.asarray(model.periods, jnp.int32), trained, first_share)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from forecaster.core.train import (
     Fit,
     Watch,
     carry_on,
+    first_share,
     fit,
     fits,
     holdout_loss,
@@ -172,7 +173,10 @@ def retrain(
     decision = decide(
         losses, promote or PromoteSpec.model_validate({}), replaces=serving is not None and not comparable
     )
-    model = refresh(fitted.model, examples, spec, progress) if decision.promote else fitted.model
+    card = fitted.model.card.model_copy(update={"first_share": first_share(fitted.model, examples, spec)})
+    model = fitted.model._replace(card=card)
+    if decision.promote:
+        model = refresh(model, examples, spec, progress)
     return Retrained(model, decision, fitted, origins)
 
 

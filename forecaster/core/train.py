@@ -10,7 +10,6 @@ from enum import StrEnum
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -20,7 +19,6 @@ from forecaster.core import model as network
 from forecaster.core.descent import Pool, State, TrainSpec
 from forecaster.core.history import Examples, HistorySpec, Role
 from forecaster.core.model import Card, Model, ModelSpec, Params
-from forecaster.core.score import pinball_loss
 
 HOLDOUT_WINDOWS = 192  # at most so many windows judge; more make the verdict slower, hardly surer
 LEAST_ORIGINS = 200  # fewer teach a network nothing that the last value does not know
@@ -29,6 +27,8 @@ FEW_CYCLES = 2.0, 2.0
 MANY_CYCLES = 4.0, 10.0
 CLEAR_GAIN = 0.03  # share of the loss by which a network has to be better for what few cycles taught it
 LEAST_GAIN = 3e-4  # share of the loss; less does not renew the patience
+SHARES = 0.0, 0.25, 0.5, 0.75, 1.0  # of the network beside the last value, of which the best is looked for
+FIRST_SHARES = 0.5, 0.95  # least and most of what the mix begins with
 SAMPLE = 50_000  # targets whose quantiles the head starts from
 
 
@@ -288,45 +288,48 @@ def holdout_windows(examples: Examples, spec: HistorySpec, role: Role = Role.HOL
 
 def holdout_loss(fitted: Model, examples: Examples, spec: TrainSpec, role: Role = Role.HOLDOUT) -> float:
     """Pinball loss on the hold-out, in units of each series' mean change; mean of the series. NaN without any."""
-    windows = holdout_windows(examples, spec, role)
-    return _loss(
-        descent.to_vector(fitted.params), descent.pooled(examples), windows, examples, spec, fitted.spec, role
-    )
+    return _mean(mixed_losses(fitted, examples, spec, role)[0])
 
 
 def last_value_loss(examples: Examples, spec: TrainSpec, shape: ModelSpec) -> float:
     """The same for the last value with the quantiles that its errors had in what is trained on."""
-    quantiles = jnp.asarray(change_quantiles(examples, shape), jnp.float32)
-    at, wanted = _spans(holdout_windows(examples, spec), examples, spec)
-    known = examples.known[at] & wanted[..., None]
-    loss = _missed(quantiles, jnp.asarray(examples.target[at]), jnp.asarray(shape.levels))
-    weighted = np.asarray(loss).T.reshape(known.shape) * known * examples.weight[at][..., None]
-    return _mean_of_series(weighted.sum((1, 2)), known.sum((1, 2)), at[:, 0], examples)
+    return _mean(mixed_losses(network.untrained(shape), examples, spec, shares=(0.0,))[0])
 
 
-@jax.jit
-def _missed(quantiles: Array, target: Array, levels: Array) -> Array:
-    """Pinball losses, the batch last, of the same quantiles (horizon, level) everywhere."""
-    return pinball_loss(quantiles[..., None], descent.batch_last(target), levels)
+def first_share(fitted: Model, examples: Examples, spec: TrainSpec) -> float:
+    """The network's share in the mix of a series before anything is known of how it does there.
+
+    The mean of those that were best for each series of the hold-out, within FIRST_SHARES.
+    """
+    losses = mixed_losses(fitted, examples, spec, shares=SHARES)
+    return float(np.clip(np.asarray(SHARES)[losses.argmin(0)].mean(), *FIRST_SHARES))
 
 
-def _spans(windows: np.ndarray, examples: Examples, spec: HistorySpec) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (window, span) of the windows, and which of them are held-out origins of the window's own series."""
-    at = windows[:, None] + np.arange(spec.span)
-    series = np.searchsorted(examples.begin, windows, side="right") - 1
-    inside = at < examples.end[series][:, None]
-    at = np.minimum(at, len(examples.role) - 1)
-    return at, inside & (examples.role[at] == Role.HOLDOUT)
-
-
-def _mean_of_series(loss: np.ndarray, count: np.ndarray, windows: np.ndarray, examples: Examples) -> float:
-    series = np.searchsorted(examples.begin, windows, side="right") - 1
-    total = np.bincount(series, loss, len(examples.begin))
-    known = np.bincount(series, count, len(examples.begin))
-    return float(np.mean(total[known > 0] / known[known > 0])) if known.any() else float("nan")
+def mixed_losses(
+    fitted: Model,
+    examples: Examples,
+    spec: TrainSpec,
+    role: Role = Role.HOLDOUT,
+    shares: Sequence[float] = (1.0,),
+) -> np.ndarray:
+    """Losses (share, series) of the network's quantiles averaged with the last value's, the network's having each of
+    the shares; of the series that have anything held out.
+    """
+    windows, pool = holdout_windows(examples, spec, role), descent.pooled(examples)
+    params, shape = descent.to_vector(fitted.params), fitted.spec
+    others = change_quantiles(examples, shape)
+    return np.stack(
+        [_losses(params, pool, windows, examples, spec, shape, role, share, others) for share in shares]
+    )
 
 
 def _loss(
+    params: Array, pool: Pool, windows: np.ndarray, examples: Examples, spec: TrainSpec, shape: ModelSpec
+) -> float:
+    return _mean(_losses(params, pool, windows, examples, spec, shape))
+
+
+def _losses(
     params: Array,
     pool: Pool,
     windows: np.ndarray,
@@ -334,11 +337,30 @@ def _loss(
     spec: TrainSpec,
     shape: ModelSpec,
     role: Role = Role.HOLDOUT,
-) -> float:
+    share: float = 1.0,
+    others: np.ndarray | None = None,
+) -> np.ndarray:
     padded = np.full(
         (descent.roomy(-(-len(windows) // spec.batch)), spec.batch), len(examples.role), np.int32
     )
     padded.reshape(-1)[: len(windows)] = windows
-    loss, count = descent.evaluate(params, pool, jnp.asarray(padded), jnp.int8(role), spec=spec, shape=shape)
-    n = len(windows)
-    return _mean_of_series(np.asarray(loss).ravel()[:n], np.asarray(count).ravel()[:n], windows, examples)
+    beside = np.zeros((shape.horizon, len(shape.levels))) if others is None else others
+    loss, count = descent.evaluate(
+        params,
+        pool,
+        jnp.asarray(padded),
+        jnp.int8(role),
+        descent.Mixed(jnp.float32(share), jnp.asarray(beside, jnp.float32)),
+        spec=spec,
+        shape=shape,
+    )
+    series = np.searchsorted(examples.begin, windows, side="right") - 1
+    total, known = (
+        np.bincount(series, np.asarray(part).ravel()[: len(windows)], len(examples.begin))
+        for part in (loss, count)
+    )
+    return total[known > 0] / known[known > 0]
+
+
+def _mean(losses: np.ndarray) -> float:
+    return float(losses.mean()) if len(losses) else float("nan")

@@ -177,15 +177,17 @@ def _retrain(
 def _shares_of(fold: Fold) -> np.ndarray:
     """Mean share of each expert in the forecasts that were just made, over series and steps ahead."""
     rows = np.resize(fold.index.stepped(0, SAMPLE), SAMPLE)
-    return np.asarray(_shares(fold.rows, jnp.asarray(rows), horizon=fold.spec.horizon))
+    return np.asarray(
+        _shares(fold.rows, jnp.asarray(rows), fold.model.card.first_share, horizon=fold.spec.horizon)
+    )
 
 
 @partial(jax.jit, static_argnames="horizon")
-def _shares(rows: table.Rows, idx: Array, horizon: int) -> Array:
+def _shares(rows: table.Rows, idx: Array, first_share: float, horizon: int) -> Array:
     newest = table.whole(rows.count, idx) - 1
     curves, _ = waiting.unpack(table.due(rows.waiting, idx, newest, horizon))
     lines = jnp.zeros((experts.LINES, 1, idx.shape[0]))
     awake = jnp.isfinite(experts.assemble(lines, curves))
     blend = experts.Blend(*jnp.moveaxis(table.whole(rows.blend, idx), 0, -1))
     alarm = row.unpack(table.whole(rows.running, idx)).alarm
-    return experts.weights(blend, awake, alarm).mean((1, 2))
+    return experts.weights(blend, awake, first_share, alarm).mean((1, 2))

@@ -75,7 +75,11 @@ class Figures:
         awake = np.ones(blend[0].shape, bool)
         warm = np.asarray(table.count)[padded] >= self._fold.spec.warm_up
         awake[experts.NETWORK] = warm & bool(self._fold.model.version)
-        return np.asarray(_weigh(blend, awake, np.asarray(table.running)[padded]))[..., : len(rows)]
+        return np.asarray(
+            _weigh(
+                blend, awake, np.float32(self._fold.model.card.first_share), np.asarray(table.running)[padded]
+            )
+        )[..., : len(rows)]
 
     def _rise(self, name: str, total: int) -> int:
         """How much a total has risen since it was last told."""
@@ -86,5 +90,5 @@ class Figures:
 
 @jax.jit
 @jax.numpy_rank_promotion("allow")
-def _weigh(blend: Any, awake: Any, running: Any) -> jax.Array:
-    return experts.weights(experts.Blend(*blend), awake, row.unpack(running).alarm)
+def _weigh(blend: Any, awake: Any, first_share: Any, running: Any) -> jax.Array:
+    return experts.weights(experts.Blend(*blend), awake, first_share, row.unpack(running).alarm)

@@ -10,6 +10,7 @@ from forecaster.core.experts import COUNT, LINEAR_FORGET, LINEAR_PRIOR, NAMES, R
 
 LEVELS = (0.1, 0.5, 0.9)
 HORIZON = 2
+FIRST_SHARE = 0.9
 
 
 def blend() -> Blend:
@@ -55,7 +56,7 @@ def alarms(mean: float, outcomes: list[float]) -> list[float]:
     alarm, last, found = jnp.zeros(1), mean, []
     for outcome in outcomes:
         points = jnp.full((COUNT, HORIZON, 1), mean - last)
-        said = experts.centre(blend(), points, jnp.ones(points.shape, bool))
+        said = experts.centre(blend(), points, jnp.ones(points.shape, bool), FIRST_SHARE)
         np.testing.assert_allclose(said, mean - last, atol=1e-5)
         alarm, last = experts.sound(alarm, said, jnp.full(1, outcome - last), jnp.ones(1)), outcome
         found.append(float(alarm[0]))
@@ -63,7 +64,7 @@ def alarms(mean: float, outcomes: list[float]) -> list[float]:
 
 
 def last_share(alarm: float) -> float:
-    share = experts.weights(blend(), jnp.ones((COUNT, HORIZON, 1), bool), jnp.asarray([alarm]))
+    share = experts.weights(blend(), jnp.ones((COUNT, HORIZON, 1), bool), FIRST_SHARE, jnp.asarray([alarm]))
     np.testing.assert_allclose(share.sum(0), 1.0, rtol=1e-5)
     return float(share[experts.LAST].min())
 
@@ -100,7 +101,7 @@ def replay(says: dict[str, float], steps: int = 600) -> tuple[Blend, list[float]
 
     @jax.jit
     def turn(state: Blend, actual: jax.Array, count: jax.Array) -> tuple[Blend, jax.Array, jax.Array]:
-        share = experts.weights(state, jnp.isfinite(given))
+        share = experts.weights(state, jnp.isfinite(given), FIRST_SHARE)
         known = jnp.where(jnp.isfinite(given), given, 0.0)
         published = experts.mix(known, silent, state, share, LEVELS)
         loss = score.pinball_loss(published, actual, q).mean()
@@ -108,7 +109,7 @@ def replay(says: dict[str, float], steps: int = 600) -> tuple[Blend, list[float]
         alone = known[:, :, None] + state.error[:, :, None] * widths
         each = score.pinball_loss(alone, jnp.broadcast_to(actual, known.shape), q).mean((1, 2))
         slope = score.below(published, actual) - q[:, None]
-        state, _ = experts.settle(state, given, published, slope, settled, LEVELS)
+        state, _ = experts.settle(state, given, published, slope, settled, LEVELS, FIRST_SHARE)
         return state._replace(error=experts.follow(state.error, given, actual, settled, count)), loss, each
 
     state, losses, alone = blend(), [], {name: [] for name in says}
@@ -125,7 +126,7 @@ def test_weight_moves_to_the_expert_that_is_right_and_the_mix_is_hardly_worse() 
     awake = jnp.zeros((COUNT, HORIZON, 1), bool)
     for name in ("last_value", "slow_mean", "drift"):
         awake = awake.at[NAMES.index(name)].set(True)
-    share = np.asarray(experts.weights(state, awake))[:, 0, 0]
+    share = np.asarray(experts.weights(state, awake, FIRST_SHARE))[:, 0, 0]
     assert NAMES[int(share.argmax())] == "slow_mean"
     assert share.argmax() == NAMES.index("slow_mean")
     assert share[share.argmax()] > 0.8
@@ -134,9 +135,21 @@ def test_weight_moves_to_the_expert_that_is_right_and_the_mix_is_hardly_worse() 
     assert np.mean(losses[late]) < 1.1 * best
 
 
+@pytest.mark.parametrize("first_share", [0.5, 0.95, 1.0])
+def test_before_anything_was_judged_the_network_has_its_first_share_and_the_last_value_most_of_the_rest(
+    first_share: float,
+) -> None:
+    found = experts.weights(blend(), jnp.ones((COUNT, HORIZON, 1), bool), jnp.float32(first_share))
+    share = np.asarray(found)[:, 0, 0]
+    others = [i for i in range(COUNT) if i not in (experts.NETWORK, experts.LAST)]
+    assert share[experts.NETWORK] == pytest.approx(first_share, rel=0.04)
+    np.testing.assert_allclose(share[others], 0.005, rtol=0.04)
+    assert share[experts.LAST] == pytest.approx(max(1 - first_share - 0.03, 0.005), rel=0.04)
+
+
 def test_weights_add_up_and_who_has_nothing_to_say_gets_none() -> None:
     awake = jnp.ones((COUNT, HORIZON, 1), bool).at[experts.NETWORK].set(False)
-    share = experts.weights(blend(), awake)
+    share = experts.weights(blend(), awake, FIRST_SHARE)
     np.testing.assert_allclose(share.sum(0), 1.0, rtol=1e-6)
     assert not share[experts.NETWORK].any()
 
@@ -159,7 +172,7 @@ def test_an_expert_with_nothing_to_say_learns_nothing() -> None:
     published, slope = jnp.zeros((HORIZON, 3, 1)), jnp.full((HORIZON, 3, 1), 0.3)
     settled = jnp.asarray([[True], [False]])
     before = blend()
-    after, unit = experts.settle(before, points, published, slope, settled, LEVELS)
+    after, unit = experts.settle(before, points, published, slope, settled, LEVELS, FIRST_SHARE)
     assert bool(jnp.isfinite(unit).all())
     silent = np.asarray([i for i in range(COUNT) if i != 1])
     np.testing.assert_array_equal(after.regret[silent], before.regret[silent])

@@ -18,10 +18,12 @@ from forecaster.core.train import (
     Fit,
     Progress,
     change_quantiles,
+    first_share,
     fit,
     holdout_loss,
     holdout_windows,
     last_value_loss,
+    mixed_losses,
     refresh,
 )
 
@@ -129,6 +131,30 @@ def test_the_loss_of_the_last_value_is_that_of_its_empirical_quantiles() -> None
             np.mean([examples.weight[t] * pinball(quantiles[h], examples.target[t, h]) for t, h in pairs])
         )
     assert last_value_loss(examples, SPEC, SHAPE) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_of_a_mix_that_is_judged_each_quantile_is_the_mean_of_two() -> None:
+    examples, shares = made_up(), (0.0, 0.3, 1.0)
+    last, between, network = mixed_losses(any_model(), examples, SPEC, shares=shares)
+    assert last.mean() == pytest.approx(last_value_loss(examples, SPEC, SHAPE))
+    assert network.mean() == pytest.approx(holdout_loss(any_model(), examples, SPEC))
+    assert (between < 0.7 * last + 0.3 * network).all()  # the loss is convex
+    beyond = np.full_like(examples.target, 1e3)  # of every quantile: there the loss is linear
+    mixed = mixed_losses(any_model(), examples._replace(target=beyond), SPEC, shares=shares)
+    np.testing.assert_allclose(mixed[1], 0.7 * mixed[0] + 0.3 * mixed[2], rtol=1e-5)
+
+
+def test_the_first_share_is_the_mean_of_what_was_best_for_each_series() -> None:
+    examples, turned = made_up(), made_up(sign=-1.0)
+    last = slice(examples.begin[3], None)
+    target = examples.target.copy()
+    target[last] = turned.target[last]
+    found = {
+        "right": first_share(good_model(), examples, SPEC),
+        "wrong in one of four": first_share(good_model(), examples._replace(target=target), SPEC),
+        "wrong": first_share(good_model(), turned, SPEC),
+    }
+    assert found == pytest.approx({"right": 0.95, "wrong in one of four": 0.75, "wrong": 0.5})
 
 
 def test_series_count_alike_however_long_their_holdouts() -> None:
