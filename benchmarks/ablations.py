@@ -24,7 +24,7 @@ import numpy as np
 from rich.console import Console
 
 from forecaster.config import Config
-from forecaster.core import calibrate, experts, features, promote
+from forecaster.core import calibrate, experts, features, promote, stats
 from forecaster.core.model import Model
 from forecaster.shell.backtest import Part, Verdict, backtest
 from forecaster.shell.kafka import Record
@@ -88,7 +88,7 @@ ABLATIONS = (
     Ablation("weights are not averaged", training={"average": 0.0}),
     Ablation("no warm start", training={"warm_start": False}),
     Ablation(
-        "no seasons", patches=((promote, "find_periods", lambda *_: np.zeros(features.SEASONS, np.int32)),)
+        "no seasons", patches=((promote, "find_periods", lambda *_: np.zeros(stats.SEASONS, np.int32)),)
     ),
     Ablation("no harmonics", patches=((features, "overtones", _no_overtones),)),
     Ablation(

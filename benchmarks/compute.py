@@ -19,10 +19,10 @@ import psutil
 from benchmarks.report import Row
 from forecaster.core import birth, row, table
 from forecaster.core.advance import Serving
-from forecaster.core.features import SEASONS
 from forecaster.core.model import ModelSpec, init
 from forecaster.core.perceive import Steps
 from forecaster.core.programs import SHAPES, Recipe
+from forecaster.core.stats import SEASONS
 from forecaster.core.table import Index, SeriesSpec
 
 BATCH, LARGE_BATCH = 512, 4096

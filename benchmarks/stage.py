@@ -18,8 +18,8 @@ from typing import Any, Self
 import jax.numpy as jnp
 import psutil
 
-from forecaster.core.features import SEASONS
 from forecaster.core.model import Card, Model, ModelSpec, init
+from forecaster.core.stats import SEASONS
 from forecaster.demo.broker import free_port
 from forecaster.demo.figures import Scrape, scrape
 from forecaster.demo.processes import Child

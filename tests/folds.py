@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from forecaster.core import features, model
+from forecaster.core import model, stats
 from forecaster.core.batch import Issued
 from forecaster.core.calls import Shape
 from forecaster.core.fold import Fold
@@ -56,7 +56,7 @@ def make_model(
         name: p + jnp.asarray(0.1 * rng.normal(size=p.shape), jnp.float32)
         for name, p in model.init(spec, seed).items()
     }
-    seasons = np.zeros(features.SEASONS, np.int32)
+    seasons = np.zeros(stats.SEASONS, np.int32)
     seasons[: len(periods)] = periods
     return Model(spec, params, jnp.asarray(seasons), Card(version=version))
 

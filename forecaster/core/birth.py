@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from forecaster.core import experts, features, row, table
+from forecaster.core import experts, row, stats, table
 from forecaster.core.model import ModelSpec
 from forecaster.core.table import Rows
 
@@ -59,7 +59,7 @@ def plant(rows: Rows, idx: Int[Array, " batch"], base: Float[Array, " batch"], l
     batch = idx.shape[0]
     horizon = rows.origin.shape[1]
     scale = jnp.maximum(loan.scale * jnp.abs(base), 1e-12)
-    packed = features.pack(features.newborn(scale))
+    packed = stats.pack(stats.newborn(scale))
     rest = jnp.zeros((batch, rows.running.shape[1] - packed.shape[1]))
     linear = experts.newborn_linear(batch, horizon)
 

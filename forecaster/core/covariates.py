@@ -13,7 +13,8 @@ from jax import Array
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from forecaster.core.features import LEVEL_MEMORY, SCALE_MEMORY, squash
+from forecaster.core.features import squash
+from forecaster.core.stats import LEVEL_MEMORY, SCALE_MEMORY
 
 STATE = 5  # floats of running statistics a covariate: last, level, spread, change, times known
 SIGNALS = 3  # recurrent inputs a covariate

@@ -29,7 +29,7 @@ NETWORK = 0
 FEW = 0.005  # first share of every expert but the network and the last value
 LINES = 5  # numbers an origin: fast mean, slow mean, Holt's level and slope, drift
 CURVES = 3  # numbers a step ahead: network, seasonal, linear
-FAST, SLOW = 0, 2  # which of features.MEANS
+FAST, SLOW = 0, 2  # which of stats.MEANS
 DRIFT_STEPS = 48
 LAST = NAMES.index("last_value")
 ALARM_FADE = 0.8  # of the alarm that is left after a step
@@ -242,7 +242,7 @@ def misjudged(
 # --------------------------------------------------------------------------- the linear expert
 
 LINEAR_LAGS = (1, 2, 4, 8, 16)
-LINEAR_MEANS = (1, 2, 4)  # which of features.MEANS
+LINEAR_MEANS = (1, 2, 4)  # which of stats.MEANS
 LINEAR_BEST = (0, 3, 6, 9, 12)  # steps ahead, one best season ago
 LINEAR_SECOND = (0, 6, 12)
 REGRESSORS = len(LINEAR_LAGS) + len(LINEAR_MEANS) + len(LINEAR_BEST) + len(LINEAR_SECOND) + 1

@@ -25,7 +25,7 @@ from jax import Array
 from numpy.typing import NDArray
 from pydantic import Field
 
-from forecaster.core import features, table, waiting
+from forecaster.core import features, stats, table, waiting
 from forecaster.core.birth import Loan, plant, unlent
 from forecaster.core.covariates import in_bounds
 from forecaster.core.model import ModelSpec
@@ -393,7 +393,7 @@ def find_periods(history: Sequence[Slice], spec: HistorySpec) -> NDArray[np.int3
     apart and those NAIVE_STEPS apart. Of all that any series shows, those are taken, one after the other, that most
     lower the costs of the best two of each series. The newest part of each, which judges, is not looked at.
     """
-    periods = np.zeros(features.SEASONS, np.int32)
+    periods = np.zeros(stats.SEASONS, np.int32)
     longest = sorted(history, key=lambda part: -len(part.value))
     chosen = longest[:: max(1, len(longest) // PERIOD_SERIES)][:PERIOD_SERIES]
     costs = [cost for part in chosen if (cost := _period_costs(part.value, spec)) is not None]
@@ -405,7 +405,7 @@ def find_periods(history: Sequence[Slice], spec: HistorySpec) -> NDArray[np.int3
     beside = dips | np.roll(dips, 1, axis=1) | np.roll(dips, -1, axis=1)
     gain = np.where(beside, np.maximum(1.0 - cost, 0.0), 0.0)
     two = np.zeros((len(cost), 2))  # of each series, the gains of its best and its second best so far
-    for place in range(features.SEASONS):
+    for place in range(stats.SEASONS):
         candidates = candidates[
             np.abs(candidates / np.maximum(periods[:, None], 1) - 1).min(0) > PERIOD_APART
         ]
@@ -425,15 +425,15 @@ def find_periods(history: Sequence[Slice], spec: HistorySpec) -> NDArray[np.int3
 def _period_costs(value: NDArray[np.float64], spec: HistorySpec) -> NDArray[np.float64] | None:
     """Mean |change| over each number of steps, in units of that over NAIVE_STEPS; infinite where unknown."""
     value = value[: len(value) - round(len(value) * spec.holdout_ratio)][-PERIOD_STEPS:]
-    longest = min(features.MAX_PERIOD, int(PERIOD_SHARE * len(value)))
-    if longest <= features.NAIVE_STEPS:
+    longest = min(stats.MAX_PERIOD, int(PERIOD_SHARE * len(value)))
+    if longest <= stats.NAIVE_STEPS:
         return None
     now = value[longest:]
-    cost = np.full(features.MAX_PERIOD + 1, np.inf)
+    cost = np.full(stats.MAX_PERIOD + 1, np.inf)
     for steps in range(1, longest + 1):
         change = now - value[longest - steps : len(value) - steps]
         cost[steps] = np.abs(change - change.mean()).mean()
-    naive = cost[features.NAIVE_STEPS]
+    naive = cost[stats.NAIVE_STEPS]
     return cost / naive if naive > 0 else None
 
 
@@ -443,7 +443,7 @@ def _dips(cost: NDArray[np.float64]) -> NDArray[np.bool_]:
     local = np.zeros(len(cost), np.bool_)
     local[1:-1] = (cost[1:-1] <= cost[:-2]) & (cost[1:-1] <= cost[2:])
     clear = cost < (1 - PERIOD_GAIN) * np.minimum(cost[steps // 2], 1.0)
-    return local & clear & (steps > features.NAIVE_STEPS)
+    return local & clear & (steps > stats.NAIVE_STEPS)
 
 
 def _echoes(cost: NDArray[np.float64], period: int) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ from jax import Array
 from jaxtyping import Float
 from pydantic import Field, field_validator, model_validator
 
-from forecaster.core import covariates, features
+from forecaster.core import covariates, features, stats
 from forecaster.core.spec import Spec
 
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -98,7 +98,7 @@ class Model(NamedTuple):
 
     spec: ModelSpec
     params: Params
-    periods: Array  # int32 (features.SEASONS,), steps; 0: none
+    periods: Array  # int32 (stats.SEASONS,), steps; 0: none
     card: Card
     judged: Params | None = (
         None  # as they were judged, before they were taught what was held out; None: these
@@ -194,7 +194,7 @@ def untrained(spec: ModelSpec) -> Model:
     It brings the usual seasons, so that the simple experts know them by then.
     """
     params = {name: jax.device_put(np.zeros(p.shape, np.float32)) for name, p in shapes(spec).items()}
-    periods = np.array(features.COMMON_PERIODS, np.int32)
+    periods = np.array(stats.COMMON_PERIODS, np.int32)
     return Model(
         spec, params, jax.device_put(periods), Card()
     )  # jnp.zeros would compile, once for each shape

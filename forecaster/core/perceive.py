@@ -10,12 +10,13 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from forecaster.core import bounds, covariates, experts, features, grain, row, table, waiting
+from forecaster.core import bounds, covariates, experts, features, grain, row, stats, table, waiting
 from forecaster.core.experts import Blend, Linear
-from forecaster.core.features import Running, Season, Sight
+from forecaster.core.features import Sight
 from forecaster.core.grain import Grain
 from forecaster.core.model import ModelSpec
 from forecaster.core.row import Memory
+from forecaster.core.stats import Running, Season
 from forecaster.core.table import Rows
 
 FARTHEST = 1e15  # scales that an outcome is off: the square is finite
@@ -91,18 +92,18 @@ def perceive(
         rows.value, idx, count, jnp.broadcast_to(jnp.arange(features.LEAD, 0, -1), (batch, features.LEAD))
     )
     past = jnp.where((count > 0)[:, None], past, value[:, None])
-    one_period_ago = jnp.broadcast_to(periods, (batch, features.SEASONS))
+    one_period_ago = jnp.broadcast_to(periods, (batch, stats.SEASONS))
     lagged = table.lagged(rows.value, idx, count, one_period_ago)
-    running, taken = features.observe(running, count, value, steps.dt_s, past, lagged, periods)
+    running, taken = stats.observe(running, count, value, steps.dt_s, past, lagged, periods)
     step = grain.observe(step, jnp.where(taken.tame, value - past[:, -1], 0.0), count)
-    scale = features.running_scale(running, value)
+    scale = stats.running_scale(running, value)
     misjudged = experts.misjudged(error, taken.own)
     error = jnp.where(misjudged, experts.newborn(horizon).error[:, :, None], error)
     holt_level, holt_slope = experts.holt(holt_level, holt_slope, count, value)
     known, signals = covariates.observe(known, steps.covariates)
 
     # the seasons
-    seasons = features.choose_seasons(running, count, periods)
+    seasons = stats.choose_seasons(running, count, periods)
     sight, ago = _look_back(spec, rows, idx, value, scale, past, running, seasons)
 
     # the linear expert

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from forecaster.core.descent import TrainSpec
-from forecaster.core.features import SEASONS
 from forecaster.core.history import Examples, Role, Slice, Span, find_periods, prepare
 from forecaster.core.model import Model, ModelSpec
 from forecaster.core.spec import Spec
+from forecaster.core.stats import SEASONS
 from forecaster.core.train import (
     Failure,
     Fit,

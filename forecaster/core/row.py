@@ -7,20 +7,21 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from forecaster.core import bounds, covariates, experts, features, grain, waiting
+from forecaster.core import bounds, covariates, experts, grain, stats, waiting
 from forecaster.core.bounds import Bounds
-from forecaster.core.features import Running
 from forecaster.core.grain import Grain
 from forecaster.core.model import ModelSpec
+from forecaster.core.stats import Running
 from forecaster.core.table import Layout
 
+MEMORY = 512  # values kept a series, if the network needs no more
 TRACE = 3  # of what the ring keeps of each step beside its value: logarithms of scale and of seconds, day of the week
 
 
 def layout(spec: ModelSpec) -> Layout:
     """Widths of the table's columns for a model."""
     return Layout(
-        memory=max(features.MEMORY, spec.context_length),
+        memory=max(MEMORY, spec.context_length),
         context=spec.context_length,
         trace=TRACE + covariates.SIGNALS * len(spec.covariates),
         carry=spec.carry_size,
@@ -47,22 +48,22 @@ class Memory(NamedTuple):
     covariates: Float[Array, "batch packed"]
 
 
-_FORETOLD = features.RUNNING + Memory._fields.index("foretold") - 1  # where that column has it
-_WIDTHS = features.RUNNING, 4, bounds.STATE, grain.STATE  # in that column, in front of the covariates
+_FORETOLD = stats.RUNNING + Memory._fields.index("foretold") - 1  # where that column has it
+_WIDTHS = stats.RUNNING, 4, bounds.STATE, grain.STATE  # in that column, in front of the covariates
 
 
 def pack(memory: Memory) -> Array:
     """As the column."""
     trend = jnp.stack([memory.level, memory.slope, memory.alarm, memory.foretold], axis=1)
     more = jnp.stack([*memory.bounds, *memory.grain], axis=1)
-    return jnp.concatenate([features.pack(memory.running), trend, more, memory.covariates], axis=1)
+    return jnp.concatenate([stats.pack(memory.running), trend, more, memory.covariates], axis=1)
 
 
 def unpack(packed: Array) -> Memory:
     """The same, read."""
     running, trend, edges, step, rest = jnp.split(packed, list(accumulate(_WIDTHS)), axis=1)
     level, slope, alarm, foretold = trend.T
-    known = features.unpack(running)
+    known = stats.unpack(running)
     return Memory(known, level, slope, alarm, foretold, Bounds(*edges.T), Grain(*step.T), rest)
 
 

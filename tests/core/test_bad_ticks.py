@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from forecaster.core import features
+from forecaster.core import stats
 from forecaster.core.fold import Fold
 from forecaster.core.grid import GridSpec
 from forecaster.core.model import ModelSpec
@@ -58,7 +58,7 @@ def test_a_level_changes_nothing_once_the_series_knows_its_own_scale(
     found: dict[str, np.ndarray], name: str
 ) -> None:
     width, usual = (band[:, -1] - band[:, 0] for band in (found[name], found["plain"]))
-    settled = slice(10 * features.OWN, None)
+    settled = slice(10 * stats.OWN, None)
     np.testing.assert_allclose(width[settled], usual[settled], rtol=0.15)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from forecaster.core import covariates
 from forecaster.core.covariates import STATE
-from forecaster.core.features import KNEE, LEVEL_MEMORY, SCALE_MEMORY
+from forecaster.core.features import KNEE
+from forecaster.core.stats import LEVEL_MEMORY, SCALE_MEMORY
 
 OBSERVE = jax.jit(covariates.observe)
 NAN = math.nan

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from forecaster.core import advance, features, model
+from forecaster.core import advance, features, model, stats
 from forecaster.core.advance import COLD, FALLBACK, OK, WARMING
 from forecaster.core.batch import Issued
 from forecaster.core.fold import LOAN_EVERY
@@ -323,7 +323,7 @@ def test_rewarming_is_running_the_window_through_the_network(spec: ModelSpec) ->
     log_scale, log_dt, week, *signals = newest(fold.rows.trace, time).T
     assert len(signals) == spec.inputs - features.RECURRENT
     dts = np.exp(log_dt)
-    running = features.unpack(fold.rows.running[:1, : features.RUNNING])
+    running = stats.unpack(fold.rows.running[:1, : stats.RUNNING])
     values = newest(fold.rows.value, time + features.LEAD) if count >= time + features.LEAD else None
     if values is None:
         known = newest(fold.rows.value, count)
@@ -337,7 +337,7 @@ def test_rewarming_is_running_the_window_through_the_network(spec: ModelSpec) ->
         jnp.zeros((1, time, 2)),
         fold.rows.base[:1],
         running,
-        features.Season(jnp.zeros(1, jnp.int32), none, none),
+        stats.Season(jnp.zeros(1, jnp.int32), none, none),
     )
     told = jnp.asarray(np.reshape(signals, (len(signals), time)).T[None], jnp.float32)
     xs = jnp.concatenate([xs, told], axis=2)
@@ -350,7 +350,7 @@ def test_a_season_that_a_new_model_brings_is_judged_by_what_is_remembered() -> N
     play(fold, log[:-1])
     fold.swap(make_model()._replace(periods=jnp.asarray([0, 7, 24, 150, 400, 0], jnp.int32)))
     play(fold, log[-1:], first=199)
-    found = features.unpack(fold.rows.running[:1, : features.RUNNING]).season[0]
+    found = stats.unpack(fold.rows.running[:1, : stats.RUNNING]).season[0]
     value = np.array([tick.value for tick in log])
     usual = []
     for period in (7, 24, 150):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecaster.core import features, model
+from forecaster.core import features, model, stats
 from forecaster.core.birth import unlent
 from forecaster.core.calls import Shape
 from forecaster.core.fold import Fold
@@ -27,7 +27,7 @@ from forecaster.core.tick import Tick
 
 SHAPE = ModelSpec(hidden=8, horizon=3, warm_up=4, context_length=16, covariates=("load", "wind"))
 SPEC = HistorySpec(burn_in=4, span=8, holdout_ratio=0.25)
-NO_PERIODS = np.zeros(features.SEASONS, np.int32)
+NO_PERIODS = np.zeros(stats.SEASONS, np.int32)
 PERIODS = np.array([7, 5, 0, 0, 0, 0], np.int32)
 
 
@@ -53,18 +53,18 @@ def accompanied(part: Slice, seed: int = 0) -> Slice:
 
 
 def naive_scales(value: np.ndarray) -> list[float]:
-    """The running scale after each step, as `features` describes it, in plain Python."""
+    """The running scale after each step, as `stats` describes it, in plain Python."""
     lent = float(np.abs(np.diff(value[:8])).mean()) if len(value) > 1 else 0.0
     lately = slow = max(lent, 1e-12)
     scales = []
     for n, now in enumerate(value.tolist()):
         if n:
             size = abs(now - value[n - 1])
-            lately += (size - lately) / min(n + features.PRIOR_STEPS, features.SCALE_MEMORY)
-            slow += (size - slow) / min(n + features.PRIOR_STEPS, features.SLOW_MEMORY)
-        if n == features.OWN:
+            lately += (size - lately) / min(n + stats.PRIOR_STEPS, stats.SCALE_MEMORY)
+            slow += (size - slow) / min(n + stats.PRIOR_STEPS, stats.SLOW_MEMORY)
+        if n == stats.OWN:
             lately = slow = float(np.abs(np.diff(value[: n + 1])).mean())
-        scales.append(max(lately, features.SLOW_SHARE * slow))
+        scales.append(max(lately, stats.SLOW_SHARE * slow))
     return scales
 
 
