@@ -15,10 +15,10 @@ from forecaster.shell.kafka.sink import Sink
 from forecaster.shell.kafka.source import Source
 from forecaster.shell.metrics import Metrics
 from forecaster.shell.rebuild import Item, Short
-from forecaster.shell.replay import ListSink, ListSource
 from forecaster.shell.skips import Skips
 from forecaster.shell.state import StateSpec, StateTopic
 from tests.folds import SPEC, START_S, make_fold
+from tests.lists import ListSink, ListSource
 
 
 class FakeSource:

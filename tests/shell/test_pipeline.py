@@ -15,8 +15,8 @@ from forecaster.shell.kafka.delivery import AtLeastOnce
 from forecaster.shell.metrics import Metrics
 from forecaster.shell.pipeline import Pipeline, mean_weights
 from forecaster.shell.prediction import Prediction, decode
-from forecaster.shell.replay import ListSink, ListSource
 from tests.folds import make_fold
+from tests.lists import ListSink, ListSource
 
 MODEL = ModelSpec(hidden=8, context_length=16, warm_up=4, horizon=3, levels=(0.1, 0.5, 0.9))
 

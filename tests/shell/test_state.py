@@ -40,11 +40,11 @@ from forecaster.shell.models.convert import to_stored
 from forecaster.shell.models.registry import Registry
 from forecaster.shell.pipeline import Pipeline
 from forecaster.shell.prediction import Prediction, decode
-from forecaster.shell.replay import ListSink, ListSource, Message
 from forecaster.shell.signals import Signals
 from forecaster.shell.skips import Skips
 from forecaster.shell.state import StateTopic, Target
 from tests.folds import CLOSE, ROWS, SPEC, START_S, make_fold, make_model, same_column
+from tests.lists import ListSink, ListSource, Message
 
 pytestmark = pytest.mark.slow
 TURN_S = 0.1
