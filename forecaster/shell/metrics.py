@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import numpy as np
+from jax import monitoring
 from numpy.typing import ArrayLike, NDArray
 from prometheus_client import (
     CollectorRegistry,
@@ -31,10 +32,12 @@ from prometheus_client import (
 )
 from pydantic import Field
 
+from forecaster.core.advance import STATUSES
 from forecaster.core.pages import Refusal
 from forecaster.core.spec import Spec
 from forecaster.core.tick import Outcome, Reason
 from forecaster.core.trial import Verdict
+from forecaster.shell import retrain
 from forecaster.shell.instruments import BatchHistogram, VectorCounter
 from forecaster.shell.kafka.record import MoveReason
 from forecaster.shell.limits import cpu_cores, memory_limit_bytes
@@ -96,18 +99,6 @@ class State(StrEnum):
 
 REBUILD_REASONS = ("error", "stalled", "silent")
 REBUILD_SHORTFALLS = ("gone", "unread", "deadly")
-STATUSES = ("cold", "warming", "ok", "fallback")
-TRIGGERS = ("schedule", "signal", "http", "cli", "drift", "startup")
-RETRAIN_OUTCOMES = (
-    "promoted",
-    "rejected",
-    "diverged",
-    "no_data",
-    "timed_out",
-    "out_of_memory",
-    "crashed",
-    "cancelled",
-)
 
 _M = TypeVar("_M", Counter, Gauge, Histogram)
 
@@ -350,11 +341,13 @@ class Metrics:
         )
 
     def _declare_training(self) -> None:
-        self.retrain_requests = self._counters("retrain_requests", "Retrains asked for.", "trigger", TRIGGERS)
+        self.retrain_requests = self._counters(
+            "retrain_requests", "Retrains asked for.", "trigger", retrain.Trigger
+        )
         self.retrain_requests_coalesced = self._counter(
             "retrain_requests_coalesced", "Requests answered by a retrain that was already due."
         )
-        self.retrains = self._counters("retrains", "Retrains that ended.", "outcome", RETRAIN_OUTCOMES)
+        self.retrains = self._counters("retrains", "Retrains that ended.", "outcome", retrain.Outcome)
         self.retrain_duration = self._histogram("retrain_duration_seconds", "Duration of a retrain.", RUN_S)
         self.retrain_in_progress = self._gauge("retrain_in_progress", "1 while this worker's trainer runs.")
         self.retrain_deadline = self._gauge("retrain_deadline_seconds", "How long a retrain may take.")
@@ -567,7 +560,6 @@ def compiling(phase: Phase) -> Generator[None]:
 
 def count_compiles(metrics: Metrics) -> Callable[[], None]:
     """Count every program that XLA compiles from now on; returns what ends the counting."""
-    from jax import monitoring  # noqa: PLC0415  (jax takes seconds to import; the signal handlers come first)
 
     def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event == JAX_COMPILE_EVENT:
