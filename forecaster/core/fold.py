@@ -20,7 +20,7 @@ from forecaster.core.advance import Forecasts, Serving
 from forecaster.core.batch import Chains, Issued, Part, Queue, Served, Work, joined
 from forecaster.core.birth import Loan
 from forecaster.core.calls import Call, Shape, plan
-from forecaster.core.grid import EDGE_S, GridSpec, Step, close_bars, due_s, place_in_bar, place_tick
+from forecaster.core.grid import GridSpec, Step, close_bars, due_s, place_in_bar, place_tick, reached
 from forecaster.core.model import Model, ModelSpec, untrained
 from forecaster.core.pages import Replay
 from forecaster.core.programs import COPIED, LENDERS, PLANT, REWARM, Programs, serving_of, shapes_for
@@ -144,7 +144,7 @@ class Fold:
     def _close_due(self, partition: int, now_s: float) -> None:
         """Close the bars that end by the partition's time, whichever series they belong to."""
         due = self._due.get(partition, [])
-        while due and due[0][0] <= now_s + EDGE_S:
+        while due and reached(due[0][0], now_s):
             noted_s, name = heapq.heappop(due)
             series = self.index.partitions[partition].get(name)
             if series is None or due_s(series.clock, self.grid) != noted_s:

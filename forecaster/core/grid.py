@@ -147,10 +147,15 @@ def due_s(clock: Clock, spec: GridSpec) -> float:
     return (min(clock.bars) + 1) * spec.interval_s + spec.lateness_s if clock.bars else float("inf")
 
 
+def reached(end_s: float, now_s: float) -> bool:
+    """Whether event time `now_s` has come to where a bar closes, or to its edge."""
+    return end_s <= now_s + EDGE_S
+
+
 def close_bars(clock: Clock, now_s: float, spec: GridSpec) -> list[Step]:
     """The steps of all bars that end, with the allowed lateness, at or before event time `now_s`."""
     steps: list[Step] = []
-    while clock.bars and due_s(clock, spec) <= now_s + EDGE_S:
+    while clock.bars and reached(due_s(clock, spec), now_s):
         index = min(clock.bars)
         bar = clock.bars.pop(index)
         missing = 0 if clock.closed is None else index - clock.closed - 1
