@@ -40,10 +40,6 @@ class Systemd:
         """The daemon is on its way out."""
         self._send("STOPPING=1")
 
-    def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
-        self._send("STATUS=" + text.replace("\n", " "))
-
     def extend_timeout(self, seconds: float) -> None:
         """Ask for more time to start or stop: compiling and rebuilding may outlast the unit's limit."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
