@@ -12,7 +12,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from forecaster.errors import BrokerError
 from forecaster.shell.kafka.client import common_settings, connect, fatal, told
-from forecaster.shell.kafka.rights import ON_TOPICS, denied, needed
+from forecaster.shell.kafka.rights import by_role, denied, needed
 from forecaster.shell.kafka.settings import made_with, unfit
 from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
 
@@ -42,7 +42,7 @@ class Admin:
         The topics that go with the ticks get as many partitions as the ticks topic has. Harmless when
         somebody else creates the same at the same time.
         """
-        there = self.describe(_names(topics))
+        there = self.describe(by_role(topics).values())
         wanted = _wanted(self._spec, topics, there)
         missing = {name: how for name, how in wanted.items() if name not in there}
         if not missing:
@@ -61,11 +61,11 @@ class Admin:
 
     def check(self, topics: TopicsSpec, *, created: bool = False) -> list[str]:
         """What is missing or cannot work, one sentence each, with the mend; `created`: what is missing will be."""
-        there = self.describe(_names(topics))
+        there = self.describe(by_role(topics).values())
         problems = [
             f"topics.{role} = {name!r}: there is no such topic, or no right to {needed(role)}; create it (topics.create"
             " = true does), or allow it"
-            for role, name in _roles(topics).items()
+            for role, name in by_role(topics).items()
             if name not in there and not created
         ]
         ticks = there.get(topics.ticks)
@@ -102,14 +102,6 @@ class Admin:
         return fatal(error) or BrokerError(text)
 
 
-def _roles(topics: TopicsSpec) -> dict[str, str]:
-    return {role: getattr(topics, role) for role in ON_TOPICS}
-
-
-def _names(topics: TopicsSpec) -> list[str]:
-    return list(_roles(topics).values())
-
-
 def _wanted(spec: KafkaSpec, topics: TopicsSpec, there: dict[str, int]) -> dict[str, dict[str, Any]]:
     """How each topic is created: partitions, replicas and the settings that its use asks for."""
     with_ticks = there.get(topics.ticks, topics.create_partitions)
@@ -119,5 +111,5 @@ def _wanted(spec: KafkaSpec, topics: TopicsSpec, there: dict[str, int]) -> dict[
             "replication_factor": topics.create_replication,
             "configs": made_with(role, spec, topics),
         }
-        for role, name in _roles(topics).items()
+        for role, name in by_role(topics).items()
     }

@@ -22,6 +22,11 @@ ON_TOPICS = {
 """What a worker that answers and trains does with each topic."""
 
 
+def by_role(topics: TopicsSpec) -> dict[str, str]:
+    """Names of the topics, by what they are to us."""
+    return {role: getattr(topics, role) for role in ON_TOPICS}
+
+
 def needed(role: str) -> str:
     """In words, for the topic of this role."""
     return " and ".join(ON_TOPICS[role])
@@ -33,9 +38,8 @@ def denied(client: Any, spec: KafkaSpec, topics: TopicsSpec) -> Iterator[tuple[s
     Asks the broker; raises KafkaError.
     """
     allowed = {topic["name"]: _names(topic) for topic in client.describe_topics()}
-    for role, wanted in ON_TOPICS.items():
-        name = getattr(topics, role)
-        if lacking := _lacking(wanted, allowed.get(name)):
+    for role, name in by_role(topics).items():
+        if lacking := _lacking(ON_TOPICS[role], allowed.get(name)):
             key = f"topics.{role}"
             yield key, f"{key} = {name!r}: no right to {' and '.join(lacking)}; allow it on the topic"
     if _lacking(("Read",), _on_group(client, spec.group_id)):

@@ -3,18 +3,19 @@
 Comes in: the names of the topics, and an admin client's answers. Goes out: settings, and sentences with the mend.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
 
+from forecaster.shell.kafka.rights import ON_TOPICS, by_role
 from forecaster.shell.kafka.spec import KafkaSpec, TopicsSpec
 
 POLICY, LARGEST = "cleanup.policy", "max.message.bytes"
 COMPACTED = ("models", "state")
 """Topics of which the newest record of each key is kept for ever; of the others everything, for a while."""
-WRITTEN = ("predictions", "dead_letters", "control", "models", "state")
+WRITTEN = [role for role, rights in ON_TOPICS.items() if "Write" in rights]
 
 _OFTEN = {"segment.bytes": str(64 << 20), "segment.ms": str(3_600_000)}  # only closed segments are compacted
 
@@ -33,9 +34,9 @@ def unfit(client: Any, spec: KafkaSpec, topics: TopicsSpec) -> Iterator[str]:
 
     Predictions and requests always have keys, so these topics may be compacted by who wants it.
     """
-    told = _told(client, [getattr(topics, role) for role in ("ticks", *WRITTEN)])
-    for role in ("ticks", *WRITTEN):
-        name = getattr(topics, role)
+    names = by_role(topics)
+    told = _told(client, names.values())
+    for role, name in names.items():
         topic, settings = f"topics.{role} = {name!r}", told.get(name, {})
         policy, largest = settings.get(POLICY), settings.get(LARGEST)
         kept = None if policy is None else {word.strip() for word in policy.split(",")}
@@ -50,7 +51,7 @@ def unfit(client: Any, spec: KafkaSpec, topics: TopicsSpec) -> Iterator[str]:
             yield f"{topic}: {LARGEST} = {largest}: less than {most}; raise the one, or lower the other"
 
 
-def _told(client: Any, names: list[str]) -> dict[str, dict[str, str | None]]:
+def _told(client: Any, names: Iterable[str]) -> dict[str, dict[str, str | None]]:
     """Settings by topic; nothing of those that are missing, or may not be asked for."""
     wanted = [ConfigResource(ConfigResourceType.TOPIC, name, [POLICY, LARGEST]) for name in names]
     try:
