@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
+import forecaster.shell.kafka
 from forecaster.core.tick import Reject, TickSpec, make_decoder
 from forecaster.shell.control import Answer, Command, Request, encode
 from forecaster.shell.dead_letters import letter
@@ -133,3 +134,9 @@ def test_the_readme_lists_every_module(layer: str) -> None:
             text = (ROOT / "forecaster" / layer / f"{name}.py").read_text(encoding="utf-8")
             used = {n for n in listed if re.search(rf"forecaster\.core(\.{n}\b| import .*\b{n}\b)", text)}
             assert used <= set(listed[: place + 1]), name
+
+
+def test_the_package_around_the_client_lists_every_module() -> None:
+    listed = re.findall(r"^ {4}(\w+) {2,}", forecaster.shell.kafka.__doc__ or "", re.MULTILINE)
+    there = {p.stem for p in Path(forecaster.shell.kafka.__file__).parent.glob("[!_]*.py")}
+    assert sorted(listed) == sorted(there)

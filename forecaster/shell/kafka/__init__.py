@@ -6,6 +6,7 @@ Here only what costs nothing to import; the rest by its file:
     record       a record, and what happens to partitions
     client       specs -> keywords of the client; its errors -> ours
     login        two mends for how the library logs in
+    tls          certificates, and why a connection over TLS was refused
     source       ticks in: a member of the group
     listener     the rebalance callbacks
     joining      two mends for joins that outlive a poll
@@ -22,6 +23,8 @@ Here only what costs nothing to import; the rest by its file:
     together     messages that appear together or not at all, beside the stream
     log          reads any slice of any topic, without a group
     admin        creates and checks topics
+    settings     how topics have to be set up, and what is not so
+    rights       what has to be allowed, and what is not
 """
 
 from forecaster.shell.kafka.record import Assigned, Change, Lost, Moved, MoveReason, Record, Revoked
