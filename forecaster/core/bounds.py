@@ -15,9 +15,8 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 RATE = 0.01  # of the share of outcomes inside, for each step at which all forecasts reached the extreme
-TRUSTED = (
-    0.95  # the level 0.05 that is as low as an extreme leaves more than 5 % beyond it where there is no bound
-)
+# A level of 0.05 that is as low as an extreme leaves more than 5 % beyond it where there is no bound.
+TRUSTED = 0.95
 ROOM = 2.0  # scales for each step ahead by which a forecast may always leave what a series has been
 NEAR = 1e-4  # of the distance: what waits is rounded
 

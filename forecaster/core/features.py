@@ -37,7 +37,7 @@ SIZES = np.array([[*SCALARS].index(name) for name in ("fast", "naive", "far")]) 
 
 
 def season_lags(
-    period: Int[Array, " batch"], horizon: int, cycles: int = 1
+    period: Int[Array, " batch"], horizon: int, cycles: int
 ) -> Int[Array, "batch cycle horizon_and_origin"]:
     """Steps back from the origin (lag 0) to the places one to `cycles` seasons before it and before each target.
 

@@ -74,14 +74,12 @@ class Fold:
         self._queue = Queue()
         self._loans: dict[int, Loan] = {}
         self._stretch: dict[int, int] = {}  # which LOAN_EVERY offsets a partition is in
-        self._lenders: list[
-            tuple[int, int, np.ndarray]
-        ] = []  # partitions whose stretch began in this batch, the stretch, and rows then
+        # Partitions whose stretch began in this batch, the stretch, and rows then.
+        self._lenders: list[tuple[int, int, np.ndarray]] = []
         self._replays: dict[int, Replay] = {}
         self._known_loans: dict[int, Mapping[int, Loan]] = {}  # of partitions that were restored, by stretch
-        self._due: dict[
-            int, list[tuple[float, str]]
-        ] = {}  # open bars by partition: heap of (closing time, series)
+        # Open bars by partition: heap of (closing time, series).
+        self._due: dict[int, list[tuple[float, str]]] = {}
         self._programs: Programs = {}
 
     # ------------------------------------------------------------------ ticks to steps

@@ -47,9 +47,7 @@ PERIOD_SERIES = 48  # series in which seasons are looked for
 PERIOD_STEPS = 4096  # newest steps of each
 PERIOD_SHARE = 0.4  # of a series: a longer season has shown itself less than two and a half times
 PERIOD_GAIN = 0.1  # share by which a season has to beat its half, and the last value NAIVE_STEPS ago
-PERIOD_WORTH = (
-    0.02  # what a further season has to add to the two best of a series, in the mean over the series
-)
+PERIOD_WORTH = 0.02  # what a further season has to add to the two best of a series, in the mean of all
 PERIOD_SECOND = 0.25  # what the second best of a series counts for
 PERIOD_NEARLY = 0.9  # of the best one's worth: the shortest that has so much is taken, as it is known earlier
 PERIOD_APART = 0.1  # two seasons whose lengths differ by less, relatively, are one

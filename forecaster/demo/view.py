@@ -17,11 +17,8 @@ from forecaster.shell.prediction import Prediction
 
 LEAST_CURVE = 16  # columns that a curve needs
 EDGES_WIDTH = 160  # columns from which on there is room for both edges of all bands
-ALWAYS, SKEWED, NEVER = (
-    -1.0,
-    1 / 3,
-    1.0,
-)  # of the band, by which its halves differ: beyond, its edges are shown
+# Share of the band by which its halves differ: beyond, its edges are shown.
+ALWAYS, SKEWED, NEVER = -1.0, 1 / 3, 1.0
 HEADINGS = ("last value", "next step, 80 % band", "last step, 80 % band", "covers", "skill")
 NOISE = 1e-9  # of the size of a series' numbers: less is shown as 0
 NAME_WIDTH = 16

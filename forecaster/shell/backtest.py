@@ -57,9 +57,8 @@ class Part:
     total: int
     warm: bool = False  # still the warm-up: the forecasts are nobody's
     shares: np.ndarray | None = None  # of each expert in the mix just then (experts.NAMES), now and then
-    unused: Counter[str] = field(
-        default_factory=Counter[str]
-    )  # records that were no accepted ticks, by reason
+    # Records that were no accepted ticks, by reason.
+    unused: Counter[str] = field(default_factory=Counter[str])
 
 
 def ordered(records: Sequence[Record], warm_up: float) -> tuple[list[Record], int]:

@@ -566,10 +566,8 @@ class Source:
             p: offset for p, offset in self.last_committed.items() if p in partitions and p in self.notes
         }
         leaving = known | dict(self.before_revoke(partitions))
-        for (
-            partition,
-            offset,
-        ) in leaving.items():  # sent before the request that rejoins, on the same connection
+        # Sent before the request that rejoins, on the same connection.
+        for partition, offset in leaving.items():
             metadata = self.notes.get(partition, NO_NOTES).leaving
             told = partial(self._handed_over, {partition: offset})
             consumer.commit_async(self.to_commit({partition: offset}, metadata), callback=told)
