@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from forecaster.core import features
 from forecaster.core.model import Card, ModelSpec, untrained
@@ -272,6 +273,16 @@ def test_a_spec_of_another_release_is_refused_with_its_key() -> None:
     refused = from_stored(stored._replace(spec=stored.spec | {"attention": True}))
     assert isinstance(refused, Refused)
     assert "attention" in refused.message
+
+
+def test_what_a_later_release_adds_to_a_card_is_passed_over() -> None:
+    known = Card(version="v1", seed=7)
+    stored = to_stored(untrained(ModelSpec(hidden=4))._replace(card=known))
+    again = from_stored(stored._replace(card=stored.card | {"energy_j": 3.5}))
+    assert not isinstance(again, Refused)
+    assert again.card == known
+    with pytest.raises(ValidationError):
+        Card.model_validate({"version": "v1", "energy_j": 3.5})
 
 
 def test_nothing_that_runs_is_read(tmp_path: Path) -> None:

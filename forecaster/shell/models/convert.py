@@ -1,6 +1,7 @@
 """What is stored <-> `core.model.Model`; the only file of the package that imports the network.
 
-A stored model that does not fit its own spec is refused here, before anything serves it.
+A stored model that does not fit its own spec is refused here, before anything serves it. What a later release adds to
+a card tells where a model comes from, and is passed over; a spec that is not known whole cannot be computed.
 """
 
 import jax
@@ -28,7 +29,8 @@ def to_stored(model: Model) -> Stored:
 def from_stored(stored: Stored) -> Model | Refused:
     """The model, or why it cannot be used by this release."""
     try:
-        spec, card = ModelSpec.model_validate(stored.spec), Card.model_validate(stored.card)
+        spec = ModelSpec.model_validate(stored.spec)
+        card = Card.model_validate(stored.card, extra="ignore")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
