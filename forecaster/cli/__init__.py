@@ -30,6 +30,7 @@ app.command()(requests.retrain)
 app.command()(requests.annotate)
 app.command()(files.backtest)
 app.command()(files.train)
+app.add_typer(requests.annotations, name="annotations")
 app.add_typer(models.app, name="models")
 app.add_typer(letters.app, name="dead-letters")
 

@@ -1,6 +1,7 @@
 """What all commands share: the terminal, the configuration, how times and values are read and shown."""
 
 import os
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,9 +27,15 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
 def load(path: Path | None, *, environ: bool = True) -> "Config":
-    """The configuration from a file and, with `environ`, from the variables that override it."""
+    """The configuration from a file and, with `environ`, from the variables that override it.
+
+    From here on, events of the log go to stderr, also before the log is configured: stdout is for what was asked for.
+    """
+    import structlog
+
     from forecaster import config
 
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     return config.load(path, os.environ if environ else {})
 
 

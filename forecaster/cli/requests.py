@@ -1,4 +1,4 @@
-"""What is asked of the fleet through the control topic."""
+"""What is asked of the fleet through the control topic, and what holds there."""
 
 import getpass
 import socket
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from forecaster.cli.console import (
     INTERRUPTED,
@@ -17,14 +18,19 @@ from forecaster.cli.console import (
     event_s,
     load,
     out,
+    printable,
 )
 from forecaster.errors import BrokerError, ConfigError
 from forecaster.shell.times import shown_time
 
 if TYPE_CHECKING:
     from forecaster.config import Config
-    from forecaster.shell.control import Answer
+    from forecaster.core.history import Span
+    from forecaster.shell.control import Answer, Request
 
+annotations = typer.Typer(
+    help="The spans that are left out of training: look at them, take one back.", no_args_is_help=True
+)
 LOOK_BACK_S = 60.0  # how far before a request its follower begins, so that no answer is missed
 
 
@@ -69,11 +75,15 @@ def annotate(
     series: Annotated[str, typer.Option(help="Only this series; without it all of them.")] = "",
     config: ConfigPath = None,
 ) -> None:
-    """Leave a span of event time out of all training from now on: an outage, a test, a fault."""
+    """Leave a span of event time out of all training from now on: an outage, a test, a fault.
+
+    `annotations` lists them and takes one back.
+    """
     start_s, end_s = event_s("--start", start), event_s("--end", end)
     if not start_s < end_s:
         raise ConfigError(f"--start {start} is not before --end {end}")
     settings = load(config)
+    from forecaster.core.history import Span
     from forecaster.shell.control import Command, Controls, Request, why_no_span
 
     if why := why_no_span(series, start_s, end_s):
@@ -86,8 +96,76 @@ def annotate(
         controls.write(request)
     finally:
         controls.close()
-    whose = escape(series) if series else "every series"
-    out.print(f"left out of training from now on: {whose} from {shown_time(start_s)} to {shown_time(end_s)}")
+    out.print(f"left out of training from now on: {_told(Span(series, start_s, end_s))} ({request.id})")
+
+
+@annotations.command("list")
+def list_annotations(
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each.")] = False,
+    config: ConfigPath = None,
+) -> None:
+    """Every span that is left out of training, as `annotate` named them, oldest annotation first."""
+    import orjson
+
+    held = _annotated(load(config))
+    if as_json:
+        for request, span in held.values():
+            told = {"id": request.id, **span._asdict(), "at_s": request.at_s, "sender": request.sender}
+            typer.echo(orjson.dumps(told).decode())
+        return
+    table = Table()
+    whole = max(map(len, held), default=0)
+    table.add_column("id", no_wrap=True, min_width=whole)  # `withdraw` asks for it: it is never cut
+    for name in ("series", "from", "to", "annotated", "by"):
+        table.add_column(name)
+    for request, span in held.values():
+        table.add_row(
+            escape(printable(request.id)),
+            escape(printable(span.series)) or "every series",
+            shown_time(span.start_s),
+            shown_time(span.end_s),
+            shown_time(request.at_s),
+            escape(printable(request.sender)),
+        )
+    out.print(table if table.row_count else "nothing is left out of training")
+
+
+@annotations.command("withdraw")
+def withdraw_annotations(
+    ids: Annotated[list[str], typer.Argument(help="Ids of annotations, as `list` shows them.")],
+    config: ConfigPath = None,
+) -> None:
+    """Train on annotated spans again, from the next retrain on."""
+    settings = load(config)
+    from forecaster.shell.control import Command, Controls, Request
+
+    held = _annotated(settings)
+    if unknown := [one for one in ids if one not in held]:
+        raise ConfigError(f"there is no annotation {unknown[0]!r}: see forecaster annotations list")
+    controls = Controls(settings.kafka, settings.topics.control)
+    try:
+        for one in dict.fromkeys(ids):
+            request = Request(
+                command=Command.WITHDRAW, trigger="cli", sender=_sender(), arguments={"id": one}
+            )
+            controls.write(request)
+            out.print(f"trained on again from the next retrain on: {_told(held[one][1])}")
+    finally:
+        controls.close()
+
+
+def _annotated(settings: "Config") -> "dict[str, tuple[Request, Span]]":
+    """The annotations that hold, by id."""
+    from forecaster.shell.control import read, span_of
+
+    _require_topic(settings, settings.topics.control)
+    requests = read(settings.kafka, settings.topics.control).spans
+    return {request.id: (request, span) for request in requests if (span := span_of(request)) is not None}
+
+
+def _told(span: "Span") -> str:
+    whose = escape(printable(span.series)) if span.series else "every series"
+    return f"{whose} from {shown_time(span.start_s)} to {shown_time(span.end_s)}"
 
 
 def _show_decision(answer: "Answer") -> None:

@@ -1,4 +1,4 @@
-"""The control topic: requests (retrain, roll back, annotate) and what came of them, as records.
+"""The control topic: requests (retrain, roll back, annotate, withdraw) and what came of them, as records.
 
 Comes in: requests from signals, HTTP and the command line; outcomes from whoever carried them out. Goes
 out: the same to everybody who follows the topic. A request and its outcome share an id, so that `--wait`
@@ -9,14 +9,16 @@ import time
 import uuid
 from collections import OrderedDict
 from enum import StrEnum
+from math import isfinite
 from typing import Any
 
 import msgspec
 import structlog
 
+from forecaster.core.history import Span
 from forecaster.core.tick import MAX_SERIES_CHARS, YEAR_1_S
 from forecaster.errors import BrokerError
-from forecaster.shell.kafka.log import Follower, Start
+from forecaster.shell.kafka.log import Follower, Log, Start
 from forecaster.shell.kafka.record import Record
 from forecaster.shell.kafka.sink import Sink
 from forecaster.shell.kafka.spec import KafkaSpec
@@ -24,6 +26,7 @@ from forecaster.shell.schema import schema_of
 
 SCHEMA = 1
 _WRITE_TIMEOUT_S = 10.0
+_READ_TIMEOUT_S = 60.0
 _MOST_REMEMBERED = 1_000
 YEAR_9999_S = 253_402_300_799.0  # its last second
 _MOST_SPANS = 5_000  # a trainer is told all of them
@@ -40,6 +43,8 @@ class Command(StrEnum):
     """
     ANNOTATE = "annotate"
     """Leave a span of event time out of training: `series` ("": all), `start_s`, `end_s` in `arguments`."""
+    WITHDRAW = "withdraw"
+    """Train on an annotated span again: the `id` of its request in `arguments`."""
 
 
 class Request(msgspec.Struct, frozen=True, tag_field="kind", tag="request", kw_only=True):
@@ -86,6 +91,25 @@ def why_no_span(series: str, start_s: float, end_s: float) -> str:
     if len(series) > MAX_SERIES_CHARS:
         return f"the name of the series has {len(series)} characters, expected at most {MAX_SERIES_CHARS}"
     return ""
+
+
+def span_of(request: Request) -> Span | None:
+    """The span of an annotation; None where it is none."""
+    start_s, end_s = number(request, "start_s"), number(request, "end_s")
+    series = request.arguments.get("series", "")
+    if start_s is None or end_s is None or not isinstance(series, str | int):
+        return None
+    span = Span(str(series), start_s, end_s)
+    return None if why_no_span(*span) else span
+
+
+def number(request: Request, name: str) -> float | None:
+    """A finite number of the arguments; None where there is none of this name."""
+    try:
+        value = float(request.arguments[name])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return value if isfinite(value) else None
 
 
 def encode(message: Message) -> tuple[bytes, bytes]:
@@ -135,6 +159,19 @@ class Controls:
             self._sink = None
 
 
+def read(spec: KafkaSpec, topic: str) -> "Inbox":
+    """The topic as it is now. Raises BrokerError."""
+    inbox, log = Inbox(), Log(spec)
+    try:
+        partitions = log.partitions(topic)
+        starts, ends = log.beginning_offsets(topic, partitions), log.end_offsets(topic, partitions)
+        for records in log.read(topic, {p: (starts[p], ends[p]) for p in partitions}, _READ_TIMEOUT_S):
+            inbox.feed(records)
+    finally:
+        log.close()
+    return inbox
+
+
 class ControlFollower:
     """What is written to the control topic, for a loop that may not wait; and what of it is open or answered.
 
@@ -168,7 +205,7 @@ class Inbox:
         self.open: OrderedDict[str, Request] = OrderedDict()
         """Requests to be carried out that nobody has answered, oldest first."""
         self.spans: list[Request] = []
-        """Annotations, oldest first: facts, which nobody answers."""
+        """Annotations that were not withdrawn, oldest first: facts, which nobody answers."""
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._taken: OrderedDict[str, None] = OrderedDict()
 
@@ -201,6 +238,8 @@ class Inbox:
         _remember(self._seen, request.id, None)
         if request.command is Command.ANNOTATE:
             self.spans = [*self.spans, request][-_MOST_SPANS:]
+        elif request.command is Command.WITHDRAW:
+            self.spans = [span for span in self.spans if span.id != request.arguments.get("id")]
         elif request.id not in self.answers:
             _remember(self.open, request.id, request)
 

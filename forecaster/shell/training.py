@@ -12,14 +12,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from math import isfinite
 
 import structlog
 
 from forecaster.config import Config
 from forecaster.core.history import Span
 from forecaster.errors import ForecasterError
-from forecaster.shell.control import Answer, Command, ControlFollower, Message, Request, encode, why_no_span
+from forecaster.shell.control import (
+    Answer,
+    Command,
+    ControlFollower,
+    Message,
+    Request,
+    encode,
+    number,
+    span_of,
+)
 from forecaster.shell.kafka.sink import Sink
 from forecaster.shell.metrics import Metrics
 from forecaster.shell.models import Models
@@ -61,7 +69,7 @@ class Training:
 
     def spans(self) -> list[Span]:
         """What is to be left out of training."""
-        return [span for request in self._control.inbox.spans if (span := _span(request)) is not None]
+        return [span for request in self._control.inbox.spans if (span := span_of(request)) is not None]
 
     # ------------------------------------------------------------------ from the loop
 
@@ -133,12 +141,12 @@ class Training:
         for message in self._control.poll():
             match message:
                 case Request(command=Command.RETRAIN):
-                    if message.trigger == Trigger.DRIFT and (at_s := _number(message, "event_s")) is not None:
+                    if message.trigger == Trigger.DRIFT and (at_s := number(message, "event_s")) is not None:
                         self.schedule.drifted(at_s)
                     if self.known:
                         self.schedule.asked(self._ticks, self._event_s)
                 case Request(command=Command.ANNOTATE):
-                    if _span(message) is None:
+                    if span_of(message) is None:
                         _log.warning("annotation_refused", id=message.id, sender=message.sender)
                 case Answer() if message.outcome in set(Outcome):
                     self._last = message
@@ -243,20 +251,3 @@ class Training:
         metrics.retrain_due.set(self.schedule.due_ratio(situation))
         metrics.retrain_deadline.set(retrainer.spec.time_limit_s)
         metrics.drift_statistic.set(self.schedule.drift_ratio())
-
-
-def _span(request: Request) -> Span | None:
-    start_s, end_s = _number(request, "start_s"), _number(request, "end_s")
-    series = request.arguments.get("series", "")
-    if start_s is None or end_s is None or not isinstance(series, str | int):
-        return None
-    span = Span(str(series), start_s, end_s)
-    return None if why_no_span(*span) else span
-
-
-def _number(request: Request, name: str) -> float | None:
-    try:
-        number = float(request.arguments[name])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-    return number if isfinite(number) else None

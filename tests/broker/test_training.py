@@ -1,12 +1,19 @@
 """A fleet with predictors and trainers on Apache Kafka: who asks, who trains, and what all of them know."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
+from forecaster import cli
 from forecaster.config import Config
+from forecaster.errors import ConfigError
 from forecaster.shell.control import Answer, Command, ControlFollower, Controls, Request
+from forecaster.shell.kafka.sink import Sink
 from forecaster.shell.metrics import Metrics
 from forecaster.shell.models import Models
 from forecaster.shell.signals import Signals
@@ -115,9 +122,49 @@ def test_what_is_annotated_is_left_out_by_whoever_trains(fleet: Fleet) -> None:
     fleet.ask(Command.ANNOTATE, series="s1", start_s=10.0, end_s=20)
     fleet.ask(Command.ANNOTATE, series="", start_s="not a time", end_s=20.0)
     fleet.ask(Command.ANNOTATE, start_s=30.0, end_s=40.0)
+    withdrawn = fleet.ask(Command.ANNOTATE, series="s2", start_s=50.0, end_s=60.0)
+    fleet.ask(Command.WITHDRAW, id=withdrawn)
     trains = fleet.training()
     told = fleet.answer(fleet.ask(), lambda: trains.poll(decides=False, leads=True, serving=True))
     assert told.message == '[["s1", 10.0, 20.0], ["", 30.0, 40.0]]'
+
+
+def test_annotations_are_listed_and_withdrawn_by_commands(fleet: Fleet, tmp_path: Path) -> None:
+    path = tmp_path / "forecaster.toml"
+    servers, control = fleet.config.kafka.bootstrap_servers, fleet.config.topics.control
+    path.write_text(f'[kafka]\nbootstrap_servers = "{servers}"\n[topics]\ncontrol = "{control}"\n')
+
+    def call(*arguments: str) -> Result:
+        return CliRunner().invoke(cli.app, [*arguments, "--config", str(path)], catch_exceptions=False)
+
+    def listed() -> list[tuple[str, float, float]]:
+        lines = map(json.loads, call("annotations", "list", "--json").stdout.splitlines())
+        return [(line["series"], line["start_s"], line["end_s"]) for line in lines]
+
+    assert call("annotations", "list").stdout == "nothing is left out of training\n"
+    junk = Sink(fleet.config.kafka)
+    junk.send(control, b"junk", b"")
+    assert junk.flush(10.0)
+    junk.close(1.0)
+    fleet.ask(Command.ANNOTATE, start_s="not a time", end_s=20.0)
+    for span in (["--series", "[b]", "--start", "10", "--end", "20"], ["--start", "30", "--end", "40"]):
+        assert call("annotate", *span).exit_code == 0
+    assert listed() == [("[b]", 10.0, 20.0), ("", 30.0, 40.0)]
+    (first, _) = (
+        json.loads(line)["id"] for line in call("annotations", "list", "--json").stdout.splitlines()
+    )
+    shown = call("annotations", "list").stdout
+    assert first in shown
+    assert "[b]" in shown
+
+    withdrawn = call("annotations", "withdraw", first, first)
+    assert withdrawn.stdout.count("trained on again from the next retrain on: [b] from 1970-01-01") == 1
+    assert listed() == [("", 30.0, 40.0)]
+    trains = fleet.training()
+    told = fleet.answer(fleet.ask(), lambda: trains.poll(decides=False, leads=True, serving=True))
+    assert told.message == '[["", 30.0, 40.0]]'
+    with pytest.raises(ConfigError, match=f"there is no annotation '{first}'"):
+        call("annotations", "withdraw", first)
 
 
 def test_a_roll_back_is_done_once_and_answered(fleet: Fleet) -> None:

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecaster.core.history import Span
-from forecaster.shell import training
-from forecaster.shell.control import SCHEMA, Answer, Command, Inbox, Message, Request, decode, encode
+from forecaster.shell.control import SCHEMA, Answer, Command, Inbox, Message, Request, decode, encode, span_of
 from forecaster.shell.kafka import Record
 
 
@@ -57,6 +56,17 @@ def test_annotations_are_facts_for_everybody_and_are_never_taken() -> None:
     inbox.feed([record(span), record(span)])
     assert inbox.take() == []
     assert inbox.spans == [span]
+
+
+def test_an_annotation_holds_until_it_is_withdrawn_and_others_go_on() -> None:
+    inbox = Inbox()
+    first, second, third = (request(command=Command.ANNOTATE) for _ in range(3))
+    back = request(command=Command.WITHDRAW, arguments={"id": second.id})
+    inbox.feed([record(message) for message in (first, second, back, third)])
+    assert inbox.spans == [first, third]
+    inbox.feed([record(request(command=Command.WITHDRAW, arguments=of)) for of in ({}, {"id": "?"})])
+    assert inbox.spans == [first, third]
+    assert inbox.take() == [], "nobody has to carry it out"
 
 
 def test_a_request_that_was_answered_is_not_carried_out_again() -> None:
@@ -111,4 +121,4 @@ def test_an_annotation_that_is_no_span_is_none_for_the_trainer_either(
     arguments: dict[str, object], span: Span | None
 ) -> None:
     request = Request(command=Command.ANNOTATE, trigger="cli", sender="me", arguments=arguments)
-    assert training._span(request) == span
+    assert span_of(request) == span
