@@ -15,7 +15,7 @@ import structlog
 
 from forecaster.core.model import Model, ModelSpec, untrained
 from forecaster.core.pages import Page, Replay
-from forecaster.errors import ForecasterError
+from forecaster.errors import BugError, ForecasterError
 from forecaster.shell.kafka import KafkaSpec, Record, TopicsSpec
 from forecaster.shell.kafka.log import NOTHING, Log
 from forecaster.shell.kafka.notes import Span
@@ -96,19 +96,27 @@ class Rebuild:
         self._next: dict[int, int] = {}  # offset that is read next, of partitions whose pages were handed out
         self._items: Queue[Item] = Queue(CHUNKS)
         self._stop = threading.Event()
+        self._through = False
         self._thread = threading.Thread(target=self._run, name="rebuild", daemon=True)
         self._thread.start()
 
     @property
     def done(self) -> bool:
         """Whether everything that could be read was handed out."""
-        return not self._thread.is_alive() and self._items.empty()
+        return self._through and self._items.empty()
 
     def poll(self) -> Item:
-        """What comes next; no records when there is nothing yet. Waits a little: who asks again and again delays it."""
+        """What comes next; no records when there is nothing yet. Waits a little: who asks again and again delays it.
+
+        Raises BugError where nothing will ever come.
+        """
         try:
             return self._items.get(timeout=PATIENCE_S)
         except Empty:
+            if (
+                not self._thread.is_alive() and not self._through
+            ):  # in this order: what is dead changes nothing
+                raise BugError("the thread that reads the log back has ended before its work") from None
             return []
 
     def cancel(self) -> None:
@@ -122,8 +130,9 @@ class Rebuild:
             try:
                 self._read_state(log)
                 self._read_ticks(log)
+                self._through = True
                 return
-            except Exception as error:  # else what is not read back would be taken for what is not there
+            except BaseException as error:  # else what is not read back would be taken for what is not there
                 ours = isinstance(error, ForecasterError)
                 told = str(error) if ours else repr(error)
                 _log.warning("rebuild_interrupted", topic=self._topics.ticks, error=told, exc_info=not ours)

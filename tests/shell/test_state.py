@@ -25,7 +25,7 @@ from forecaster.core.model import Model
 from forecaster.core.pages import Page, Refusal, Skip, Swap
 from forecaster.core.table import Rows
 from forecaster.core.tick import Outcome
-from forecaster.errors import BrokerError
+from forecaster.errors import BrokerError, BugError
 from forecaster.shell import rebuild
 from forecaster.shell.daemon import Daemon
 from forecaster.shell.figures import Figures
@@ -550,9 +550,11 @@ def test_pages_that_cannot_be_used_are_counted_and_their_series_rebuilt_from_the
     assert len(seen) == len(broker.ticks)
 
 
-@pytest.mark.parametrize("error", [BrokerError("no answer"), OSError(24, "Too many open files")])
+@pytest.mark.parametrize(
+    "error", [BrokerError("no answer"), OSError(24, "Too many open files"), SystemExit(1)]
+)
 def test_a_log_that_cannot_be_read_back_lets_series_start_young_and_says_so(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch, error: Exception
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     first = Worker(broker, config())
     first.come_to(700)
@@ -575,6 +577,15 @@ def test_a_log_that_cannot_be_read_back_lets_series_start_young_and_says_so(
     assert (told[-1]["partition"], told[-1]["reason"]) == (1, "unread")
     assert len(second.fold.index.partitions[0]) > 0
     assert second.fold.index.partitions.get(1, {}) == {}
+
+
+def test_a_reading_back_that_ends_before_its_work_is_not_taken_for_done(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild.Rebuild, "_run", lambda _: None)
+    worker = Worker(broker, config())
+    with pytest.raises(BugError, match="has ended before its work"):
+        worker.until(lambda: worker.ready)
 
 
 def test_a_model_that_is_gone_is_counted_and_what_serves_takes_its_place(broker: Broker) -> None:
