@@ -780,7 +780,7 @@ PROCESS = [
             Panel(
                 "Signals",
                 "none",
-                "Signals received in the last hour.",
+                "HUP, USR1 and USR2 received in the last hour.",
                 "those you sent.",
                 {"{{signal}}": increase("forecaster_signals_total", "1h", "signal")},
             ),

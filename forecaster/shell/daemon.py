@@ -365,7 +365,6 @@ class Daemon(Worker):
 
     def drain(self) -> bool:
         """Publish and commit what is in flight; leave the group; whether all was committed."""
-        self.metrics.state.state(State.DRAINING)
         self.systemd.stopping()
         self.lifecycle.stop()
         self.assignment.close()

@@ -87,14 +87,13 @@ class Phase(StrEnum):
 
 
 class State(StrEnum):
-    """Where the process is between its start and its end."""
+    """How far the process has come. What follows on a signal to stop nobody can scrape: HTTP is closed first."""
 
     STARTING = "starting"
     COMPILING = "compiling"
     JOINING = "joining"
     REBUILDING = "rebuilding"
     RUNNING = "running"
-    DRAINING = "draining"
 
 
 REBUILD_REASONS = ("error", "stalled", "silent")
@@ -153,7 +152,7 @@ class Metrics:
             "loop_last_iteration_timestamp_seconds", "When the main loop last finished a turn."
         )
         self.signals = self._counters(
-            "signals", "Signals received.", "signal", ("TERM", "INT", "HUP", "USR1", "USR2")
+            "signals", "Signals received that end nothing.", "signal", ("HUP", "USR1", "USR2")
         )
         self.config_reloads = self._counter("config_reloads", "Attempts to read the configuration again.")
         self.config_reload_failures = self._counter(

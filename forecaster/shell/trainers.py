@@ -133,7 +133,6 @@ class TrainingWorker(Worker):
 
     def drain(self) -> bool:
         """End the trainer, say so to those who wait, let another one lead."""
-        self.metrics.state.state(State.DRAINING)
         self.systemd.stopping()
         self.training.stop()
         self.election.close()

@@ -27,6 +27,7 @@ from forecaster.shell.metrics import (
     compiling,
     count_compiles,
 )
+from forecaster.shell.signals import ASKED
 
 PACKAGE = Path(forecaster.__file__).parent
 LEVELS = (0.05, 0.5, 0.95)
@@ -179,6 +180,11 @@ def test_states_exclude_each_other(metrics: Metrics) -> None:
     metrics.state.state(State.RUNNING)
     states = scraped(metrics, "forecaster_state")
     assert states == {(state,): float(state == State.RUNNING) for state in State}
+
+
+def test_the_signals_that_are_exported_are_those_that_a_worker_lives_on_to_count(metrics: Metrics) -> None:
+    names = {number.name.removeprefix("SIG") for number in ASKED}
+    assert scraped(metrics, "forecaster_signals_total") == dict.fromkeys(((name,) for name in names), 0.0)
 
 
 def test_compiles_are_counted_by_the_phase_in_which_they_happen(metrics: Metrics) -> None:
