@@ -32,7 +32,10 @@ class GridSpec(Spec):
         description="Length of a bar in seconds, at least 0.001; 0 makes each tick a step of its own.",
     )
     aggregate: Literal["last", "mean", "sum", "min", "max"] = Field(
-        "last", description="What a bar keeps of its ticks' values; of their covariates the last tick's."
+        "last",
+        description="What a bar keeps of its ticks' values; of their covariates the last tick's. A tick that comes"
+        " again behind a newer one of its series is not known for a duplicate: sum and mean count it twice, so they"
+        " need producers that repeat nothing (enable.idempotence).",
     )
     lateness_s: float = Field(
         0.0, ge=0, description="How long a bar waits for ticks that come late, in event time."
