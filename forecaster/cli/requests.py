@@ -158,7 +158,6 @@ def _annotated(settings: "Config") -> "dict[str, tuple[Request, Span]]":
     """The annotations that hold, by id."""
     from forecaster.shell.control import read, span_of
 
-    _require_topic(settings, settings.topics.control)
     requests = read(settings.kafka, settings.topics.control).spans
     return {request.id: (request, span) for request in requests if (span := span_of(request)) is not None}
 
@@ -183,10 +182,7 @@ def _require_topic(settings: "Config", topic: str) -> None:
 
     log = Log(settings.kafka)
     try:
-        if not log.partitions(topic):
-            raise BrokerError(
-                f"there is no topic {topic!r} at {settings.kafka.bootstrap_servers}: see forecaster check"
-            )
+        log.required(topic)
     finally:
         log.close()
 

@@ -163,7 +163,7 @@ def read(spec: KafkaSpec, topic: str) -> "Inbox":
     """The topic as it is now. Raises BrokerError."""
     inbox, log = Inbox(), Log(spec)
     try:
-        partitions = log.partitions(topic)
+        partitions = log.required(topic)
         starts, ends = log.beginning_offsets(topic, partitions), log.end_offsets(topic, partitions)
         for records in log.read(topic, {p: (starts[p], ends[p]) for p in partitions}, _READ_TIMEOUT_S):
             inbox.feed(records)

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from forecaster.config import Config
 from forecaster.core.tick import Reason
-from forecaster.errors import BrokerError
 from forecaster.shell.dead_letters import Kept, Place, Receipt, read, receipt, replay
 from forecaster.shell.kafka import Record
 from forecaster.shell.kafka.log import Log
@@ -187,11 +186,7 @@ class DeadLetters:
 
     def _read(self, since_s: float) -> Iterator[list[Record]]:
         topic = self._topics.dead_letters
-        partitions = self._log.partitions(topic)
-        if not partitions:
-            raise BrokerError(
-                f"there is no topic {topic!r} at {self._spec.bootstrap_servers}: see forecaster check"
-            )
+        partitions = self._log.required(topic)
         starts = self._log.offsets_for_times(topic, dict.fromkeys(partitions, since_s))
         ends = self._log.end_offsets(topic, partitions)
         yield from self._log.read(topic, {p: (starts[p], end) for p, end in ends.items()}, READ_S)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from forecaster import cli
 from forecaster.config import Config
-from forecaster.errors import ConfigError
+from forecaster.errors import BrokerError, ConfigError
 from forecaster.shell.control import Answer, Command, ControlFollower, Controls, Request
 from forecaster.shell.kafka.sink import Sink
 from forecaster.shell.metrics import Metrics
@@ -127,6 +127,15 @@ def test_what_is_annotated_is_left_out_by_whoever_trains(fleet: Fleet) -> None:
     trains = fleet.training()
     told = fleet.answer(fleet.ask(), lambda: trains.poll(decides=False, leads=True, serving=True))
     assert told.message == '[["s1", 10.0, 20.0], ["", 30.0, 40.0]]'
+
+
+@pytest.mark.parametrize("command", ["annotations", "models"])
+def test_a_list_of_a_topic_that_is_not_there_names_topic_and_broker(kafka: str, command: str) -> None:
+    environ = {"FORECASTER_KAFKA__BOOTSTRAP_SERVERS": kafka} | {
+        f"FORECASTER_TOPICS__{role}": f"no-{role.lower()}" for role in ("CONTROL", "MODELS")
+    }
+    with pytest.raises(BrokerError, match=rf"there is no topic 'no-\w+' at {kafka}: see forecaster check"):
+        CliRunner().invoke(cli.app, [command, "list"], env=environ, catch_exceptions=False)
 
 
 def test_annotations_are_listed_and_withdrawn_by_commands(fleet: Fleet, tmp_path: Path) -> None:

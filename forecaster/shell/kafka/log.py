@@ -49,6 +49,14 @@ class Log:
         """The partitions of a topic; empty if it does not exist."""
         return sorted(self._ask(lambda consumer: consumer.partitions_for_topic(topic)))
 
+    def required(self, topic: str) -> list[int]:
+        """The same; BrokerError if it does not exist."""
+        partitions = self.partitions(topic)
+        if not partitions:
+            servers = self._spec.bootstrap_servers
+            raise BrokerError(f"there is no topic {topic!r} at {servers}: see forecaster check")
+        return partitions
+
     def beginning_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
         """The first offset that retention has left."""
         asked = _tps(topic, partitions)

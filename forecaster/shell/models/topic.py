@@ -130,8 +130,7 @@ class Models:
         registry = Registry(pinned=pinned)
         reading = Log(self._spec)
         try:
-            if not reading.partitions(self._topic):
-                raise BrokerError(f"there is no topic {self._topic!r}")
+            reading.required(self._topic)
             start = reading.beginning_offsets(self._topic, [0])[0]
             end = reading.end_offsets(self._topic, [0])[0]
             for records in reading.read(self._topic, {0: (start, end)}, _TIMEOUT_S):
