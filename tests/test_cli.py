@@ -65,6 +65,8 @@ def test_help_and_version(call: Call) -> None:
     assert help_.code == 0
     for command in ("run", "config", "check", "tail", "retrain", "models"):
         assert command in help_.shown
+    assert call("-h").shown == help_.shown
+    assert "Usage: forecaster models list" in call("models", "list", "-h").shown
     assert call("--version").shown == f"forecaster {forecaster.__version__}\n"
     assert call("nonsense").code == 2
 
@@ -152,6 +154,15 @@ def test_versions_of_models_are_never_cut_and_can_be_had_as_json(
     assert [one["version"] for one in told] == versions
     assert [one["serving"] for one in told] == [False, False, True]
     assert told[1]["card"]["parent"] == versions[0]
+
+
+def test_who_asks_for_a_model_that_is_not_there_is_told_where_they_are_listed(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Models, "fetch", lambda _, __: None)
+    ended = call("models", "show", "v7")
+    assert (ended.code, ended.shown) == (2, "")
+    assert "there is no model 'v7': see forecaster models list" in ended.said
 
 
 @pytest.mark.process

@@ -65,7 +65,8 @@ def show_model(
 
     stored = _models(load(config)).fetch(version)
     if stored is None:
-        raise ConfigError(f"there is no model {version!r}" if version else "no model serves yet")
+        unknown = f"there is no model {version!r}: see forecaster models list"
+        raise ConfigError(unknown if version else "no model serves yet")
     about = {"version": stored.version, "bytes": len(stored.data), "spec": stored.spec, "card": stored.card}
     typer.echo(orjson.dumps(about, option=orjson.OPT_INDENT_2).decode())
 
@@ -83,7 +84,7 @@ def roll_back(
 
 @app.command("import")
 def import_model(
-    path: Annotated[Path, typer.Argument(help="A model file, as `show` describes it.")],
+    path: Annotated[Path, typer.Argument(help="A model file, as `forecaster train` writes it.")],
     serve: Annotated[bool, typer.Option("--serve", help="Let it serve at once.")] = False,
     config: ConfigPath = None,
 ) -> None:
