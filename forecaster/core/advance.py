@@ -90,7 +90,7 @@ def foretell(
     awake = jnp.isfinite(points)
     fresh = experts.first_words(blend, speaks) | percept.misjudged
     blend, offset = experts.unbiased(blend, fresh), jnp.where(fresh, 0.0, offset)
-    share = experts.weights(blend, awake, serving.first_share, percept.alarm)
+    share = experts.weights(blend, awake, serving.first_share, experts.heard(percept.alarm))
     mixed = experts.mix(jnp.where(awake, points, 0.0), network, blend, share, levels)
     ends = tuple(end / percept.scale for end in percept.limits)
     corrected = jnp.clip(calibrate.correct(mixed, offset, median), -waiting.LIMIT, waiting.LIMIT)

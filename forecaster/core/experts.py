@@ -35,6 +35,9 @@ LAST = NAMES.index("last_value")
 ALARM_FADE = 0.8  # of the alarm that is left after a step
 CALM = 2.0  # alarm up to which nothing happens
 ALARM_RATE = 2.0  # of what is beyond, in logarithms of the last value's share
+ALARM_STEP = 3.0  # mean errors; a step that was better or worse by more counts as that
+DOUBT_RATE = 0.1  # at which doubt follows, while there is an alarm
+DOUBT_SILENCE = 8.0  # one over the doubt from which no alarm is heard
 
 FORGET = 0.002  # of regrets, at each settled forecast
 BORROW = 0.5  # share of a regret that is the mean over all steps ahead
@@ -53,6 +56,14 @@ class Blend(NamedTuple):
     error: Array  # mean absolute error lately, in scales
     regret: Array  # of the mix towards each expert
     square: Array  # sum of squares of the same
+
+
+class Alarm(NamedTuple):
+    """Whether a series has come to a new level that the mix does not know yet; axis (batch,)."""
+
+    height: Array  # how much better than the mix the last value has foretold the next one lately
+    doubt: Array  # how wrong alarms have been, 0 to 1
+    foretold: Array  # what the mix has foretold of the next value, see `centre`
 
 
 def shape(levels: tuple[float, ...]) -> np.ndarray:
@@ -106,16 +117,17 @@ def weights(
     blend: Blend,
     awake: Bool[Array, "expert horizon batch"],
     first_share: Array | float,
-    alarm: Array | float = 0.0,
+    heard: Array | float = 0.0,
 ) -> Float[Array, "expert horizon batch"]:
     """Share of each expert in the mix; those that are not `awake` have nothing to say and get none.
 
-    `first_share` is the network's before any of them was judged; most of what it leaves is the last value's.
+    `first_share` is the network's before any of them was judged; most of what it leaves is the last value's. What is
+    `heard` of an alarm speaks for the last value.
     """
     rest = jnp.maximum(1 - first_share - (COUNT - 2) * FEW, FEW)
     first = jnp.full(COUNT, FEW).at[NETWORK].set(first_share).at[LAST].set(rest)
     score = jnp.where(awake, jnp.log(first)[:, None, None] + _rate(blend.square) * blend.regret, -jnp.inf)
-    score = score.at[LAST].add(ALARM_RATE * jnp.maximum(alarm - CALM, 0.0))
+    score = score.at[LAST].add(heard)
     return jax.nn.softmax(score, axis=0)
 
 
@@ -135,19 +147,27 @@ def centre(
     return (near * jnp.where(awake, points, 0.0)[:, :1]).sum((0, 1))
 
 
-def sound(
-    alarm: Float[Array, " batch"],
-    said: Float[Array, " batch"],
-    came: Float[Array, " batch"],
-    unit: Float[Array, " batch"],
-) -> Float[Array, " batch"]:
-    """How much better than the mix's `centre` the last value has foretold the next one lately, in its mean errors.
+def sound(alarm: Alarm, came: Float[Array, " batch"], unit: Float[Array, " batch"]) -> Alarm:
+    """The alarm after what came, in scales relative to the last value; `unit` is the last value's mean error.
 
-    After a jump to a new level it does at once. Forecasts of later steps, which have to wait for their targets, would
-    tell so only a whole horizon later; what comes back after one step raises none.
+    It rises with how much better than the mix's `centre` the last value has foretold. After a jump to a new level it
+    does at once. Forecasts of later steps, which have to wait for their targets, would tell so only a whole horizon
+    later; what comes back after one step raises none. Where the mix is right in spite of an alarm, doubt rises: such is
+    a series that goes on and off, whose network errs by a step in the time, not in the level.
     """
-    better = (jnp.abs(came - said) - jnp.abs(came)) / jnp.maximum(unit, 1e-3)
-    return jnp.maximum(ALARM_FADE * alarm + jnp.clip(better, -3.0, 3.0), 0.0)
+    better = (jnp.abs(came - alarm.foretold) - jnp.abs(came)) / jnp.maximum(unit, 1e-3)
+    better = jnp.clip(better, -ALARM_STEP, ALARM_STEP)
+    doubt = alarm.doubt + DOUBT_RATE * (jnp.maximum(-better / ALARM_STEP, 0.0) - alarm.doubt)
+    return alarm._replace(
+        height=jnp.maximum(ALARM_FADE * alarm.height + better, 0.0),
+        doubt=jnp.where(alarm.height > CALM, doubt, alarm.doubt),
+    )
+
+
+def heard(alarm: Alarm) -> Float[Array, " batch"]:
+    """What an alarm adds to the logarithm of the last value's share."""
+    trust = jnp.maximum(1 - DOUBT_SILENCE * alarm.doubt, 0.0)
+    return ALARM_RATE * trust * jnp.maximum(alarm.height - CALM, 0.0)
 
 
 def first_words(blend: Blend, speaks: Bool[Array, " batch"]) -> Bool[Array, " batch"]:

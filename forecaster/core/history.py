@@ -445,10 +445,13 @@ def _dips(cost: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _echoes(cost: NDArray[np.float64], period: int) -> NDArray[np.bool_]:
-    """Lengths that owe their low cost to a season: one more or one less of it costs no more, or nobody knows what one
-    more costs. (series, length)
+    """Lengths that owe their low cost to a season: one more or one less of it costs no more, or they are multiples of
+    it and nobody knows what one more costs. (series, length)
     """
     less, more = np.full_like(cost, np.inf), np.full_like(cost, np.inf)
     less[:, period + 1 :] = cost[:, 1:-period]
     more[:, :-period] = cost[:, period:]
-    return (cost >= np.minimum(less, more)) | (np.isinf(more) & np.isfinite(less))
+    lengths = np.arange(cost.shape[1])
+    cycles = np.rint(lengths / period)
+    multiple = np.abs(lengths - cycles * period) <= cycles  # a season is known to a step
+    return (cost >= np.minimum(less, more)) | (multiple & np.isinf(more) & np.isfinite(less))

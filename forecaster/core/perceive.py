@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from forecaster.core import bounds, covariates, experts, features, grain, row, stats, table, waiting
-from forecaster.core.experts import Blend, Linear
+from forecaster.core.experts import Alarm, Blend, Linear
 from forecaster.core.features import Sight
 from forecaster.core.grain import Grain
 from forecaster.core.model import ModelSpec
@@ -49,7 +49,7 @@ class Percept(NamedTuple):
     linear: Float[Array, "horizon batch"]
     has_season: Bool[Array, " batch"]
     misjudged: Bool[Array, " batch"]  # the scale that it was lent, in which it learned until now
-    alarm: Float[Array, " batch"]
+    alarm: Alarm
     live: Bool[Array, "horizon batch"]  # whether those forecasts were published
     stopped: tuple[Float[Array, "horizon batch"], ...]  # how low and how high they could go, in scales
     limits: tuple[Float[Array, " batch"], ...]  # the same of those made now, in units of the value
@@ -69,7 +69,7 @@ def perceive(
         return table.whole(column, idx)
 
     count, base, value = read(rows.count), read(rows.base), steps.value
-    running, holt_level, holt_slope, alarm, foretold, edges, step, known = row.unpack(read(rows.running))
+    running, holt_level, holt_slope, alarm, edges, step, known = row.unpack(read(rows.running))
 
     # what waited for this value
     settled = (count >= jnp.arange(1, horizon + 1)[:, None]) & steps.valid
@@ -83,8 +83,8 @@ def perceive(
     edges = bounds.observe(edges, value, had, _reached(waited, scaled, spec.levels), settled)
     points = experts.assemble(origin[..., 2:].T, curves)
     blend = Blend(*row.batch_last(read(rows.blend)))
-    sounded = experts.sound(alarm, foretold, actual[0], blend.error[experts.LAST, 0])
-    alarm = jnp.where(settled[0], sounded, alarm)
+    sounded = experts.sound(alarm, actual[0], blend.error[experts.LAST, 0])
+    alarm = Alarm(*(jnp.where(settled[0], new, old) for new, old in zip(sounded, alarm, strict=True)))
     error = experts.follow(blend.error, points, actual, settled, count)
 
     # the window and the statistics
@@ -172,7 +172,7 @@ def perceive(
         base=base,
         value=value,
         trace=jnp.concatenate([trace, signals], axis=1),
-        running=row.pack(Memory(running, holt_level, holt_slope, alarm, foretold, edges, step, known)),
+        running=row.pack(Memory(running, holt_level, holt_slope, alarm, edges, step, known)),
         origin=jnp.stack([value, jnp.where(steps.live, scale, -scale), *percept.lines], axis=1),
         waiting=waiting.pack(silent, waited),
         regressors=x_linear,

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from forecaster.core import bounds, covariates, experts, grain, stats, waiting
 from forecaster.core.bounds import Bounds
+from forecaster.core.experts import Alarm
 from forecaster.core.grain import Grain
 from forecaster.core.model import ModelSpec
 from forecaster.core.stats import Running
@@ -41,20 +42,23 @@ class Memory(NamedTuple):
     running: Running
     level: Array  # and slope of the trend
     slope: Array
-    alarm: Array
-    foretold: Array  # what the mix has foretold of the next value, see `experts.centre`
+    alarm: Alarm
     bounds: Bounds
     grain: Grain
     covariates: Float[Array, "batch packed"]
 
 
-_FORETOLD = stats.RUNNING + Memory._fields.index("foretold") - 1  # where that column has it
-_WIDTHS = stats.RUNNING, 4, bounds.STATE, grain.STATE  # in that column, in front of the covariates
+_WIDTHS = (
+    stats.RUNNING,
+    2 + len(Alarm._fields),
+    bounds.STATE,
+    grain.STATE,
+)  # in that column, in front of the covariates
 
 
 def pack(memory: Memory) -> Array:
     """As the column."""
-    trend = jnp.stack([memory.level, memory.slope, memory.alarm, memory.foretold], axis=1)
+    trend = jnp.stack([memory.level, memory.slope, *memory.alarm], axis=1)
     more = jnp.stack([*memory.bounds, *memory.grain], axis=1)
     return jnp.concatenate([stats.pack(memory.running), trend, more, memory.covariates], axis=1)
 
@@ -62,14 +66,15 @@ def pack(memory: Memory) -> Array:
 def unpack(packed: Array) -> Memory:
     """The same, read."""
     running, trend, edges, step, rest = jnp.split(packed, list(accumulate(_WIDTHS)), axis=1)
-    level, slope, alarm, foretold = trend.T
+    level, slope, *alarm = trend.T
     known = stats.unpack(running)
-    return Memory(known, level, slope, alarm, foretold, Bounds(*edges.T), Grain(*step.T), rest)
+    return Memory(known, level, slope, Alarm(*alarm), Bounds(*edges.T), Grain(*step.T), rest)
 
 
 def foretell(packed: Array, foretold: Float[Array, " batch"]) -> Array:
     """The column with what is foretold now."""
-    return packed.at[:, _FORETOLD].set(foretold)
+    last_of_alarm = sum(_WIDTHS[:2]) - 1
+    return packed.at[:, last_of_alarm].set(foretold)
 
 
 def batch_last(x: Array) -> Array:

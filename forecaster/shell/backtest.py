@@ -188,5 +188,5 @@ def _shares(rows: table.Rows, idx: Array, first_share: float, horizon: int) -> A
     lines = jnp.zeros((experts.LINES, 1, idx.shape[0]))
     awake = jnp.isfinite(experts.assemble(lines, curves))
     blend = experts.Blend(*jnp.moveaxis(table.whole(rows.blend, idx), 0, -1))
-    alarm = row.unpack(table.whole(rows.running, idx)).alarm
-    return experts.weights(blend, awake, first_share, alarm).mean((1, 2))
+    heard = experts.heard(row.unpack(table.whole(rows.running, idx)).alarm)
+    return experts.weights(blend, awake, first_share, heard).mean((1, 2))

@@ -91,4 +91,5 @@ class Figures:
 @jax.jit
 @jax.numpy_rank_promotion("allow")
 def _weigh(blend: Any, awake: Any, first_share: Any, running: Any) -> jax.Array:
-    return experts.weights(experts.Blend(*blend), awake, first_share, row.unpack(running).alarm)
+    heard = experts.heard(row.unpack(running).alarm)
+    return experts.weights(experts.Blend(*blend), awake, first_share, heard)

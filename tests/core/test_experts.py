@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from forecaster.core import experts, score
-from forecaster.core.experts import COUNT, LINEAR_FORGET, LINEAR_PRIOR, NAMES, REGRESSORS, Blend, Linear
+from forecaster.core.experts import (
+    COUNT,
+    LINEAR_FORGET,
+    LINEAR_PRIOR,
+    NAMES,
+    REGRESSORS,
+    Alarm,
+    Blend,
+    Linear,
+)
 
 LEVELS = (0.1, 0.5, 0.9)
 HORIZON = 2
@@ -51,40 +60,62 @@ def test_the_shape_of_errors_has_a_mean_absolute_value_of_one() -> None:
 # --- the alarm ---
 
 
-def alarms(mean: float, outcomes: list[float]) -> list[float]:
-    """After each outcome, where the mix always says `mean` and each is relative to the one before, as in a table."""
-    alarm, last, found = jnp.zeros(1), mean, []
-    for outcome in outcomes:
+def alarms(said: list[float], outcomes: list[float]) -> list[Alarm]:
+    """After each outcome, the mix having said that; each is relative to the one before, as in a table."""
+    alarm, last, found = Alarm(*jnp.zeros((3, 1))), said[0], []
+    for mean, outcome in zip(said, outcomes, strict=True):
         points = jnp.full((COUNT, HORIZON, 1), mean - last)
-        said = experts.centre(blend(), points, jnp.ones(points.shape, bool), FIRST_SHARE)
-        np.testing.assert_allclose(said, mean - last, atol=1e-5)
-        alarm, last = experts.sound(alarm, said, jnp.full(1, outcome - last), jnp.ones(1)), outcome
-        found.append(float(alarm[0]))
+        centre = experts.centre(blend(), points, jnp.ones(points.shape, bool), FIRST_SHARE)
+        np.testing.assert_allclose(centre, mean - last, atol=1e-5)
+        came, last = jnp.full(1, outcome - last), outcome
+        alarm = experts.sound(alarm._replace(foretold=centre), came, jnp.ones(1))
+        found.append(alarm)
     return found
 
 
-def last_share(alarm: float) -> float:
-    share = experts.weights(blend(), jnp.ones((COUNT, HORIZON, 1), bool), FIRST_SHARE, jnp.asarray([alarm]))
+def heights(said: float, outcomes: list[float]) -> list[float]:
+    return [float(alarm.height[0]) for alarm in alarms([said] * len(outcomes), outcomes)]
+
+
+def last_share(alarm: Alarm) -> float:
+    awake = jnp.ones((COUNT, HORIZON, 1), bool)
+    share = experts.weights(blend(), awake, FIRST_SHARE, experts.heard(alarm))
     np.testing.assert_allclose(share.sum(0), 1.0, rtol=1e-5)
     return float(share[experts.LAST].min())
 
 
 def test_a_new_level_raises_an_alarm_with_the_second_tick_and_hands_all_steps_to_the_last_value() -> None:
-    before, *after = alarms(0.0, [0.1, 20.0, 20.3, 19.8, 20.1])
+    found = alarms([0.0] * 5, [0.1, 20.0, 20.3, 19.8, 20.1])
+    before, *after = (float(alarm.height[0]) for alarm in found)
     assert max(before, after[0]) < 0.2  # one tick far away may as well be a spike
-    assert last_share(after[1]) > 2 * last_share(0.0)
-    assert last_share(after[2]) > 0.9
+    assert last_share(found[2]) > 2 * last_share(found[0])
+    assert last_share(found[3]) > 0.9
     assert after == sorted(after)
 
 
 def test_a_spike_that_goes_back_raises_none_and_a_mix_that_learns_ends_it() -> None:
-    assert max(alarms(0.0, [0.1, 20.0, 0.2, -0.1, 0.1])) < experts.CALM
-    assert alarms(20.0, [20.0, 20.5, 19.7, 20.2] * 5)[-1] < experts.CALM
+    assert max(heights(0.0, [0.1, 20.0, 0.2, -0.1, 0.1])) < experts.CALM
+    assert heights(20.0, [20.0, 20.5, 19.7, 20.2] * 5)[-1] < experts.CALM
 
 
 def test_noise_around_a_known_mean_raises_hardly_an_alarm() -> None:
-    found = alarms(0.0, np.random.default_rng(0).normal(size=1000).tolist())
+    found = heights(0.0, np.random.default_rng(0).normal(size=1000).tolist())
     assert np.mean(np.array(found) > experts.CALM) < 0.01
+
+
+def test_alarms_that_prove_wrong_are_heard_no_more_and_those_that_prove_right_for_good() -> None:
+    on_and_off = ([0.0] * 10 + [9.0] * 10) * 10
+    early = (
+        on_and_off[2:] + on_and_off[:2]
+    )  # the mix foretells each turn two steps too early, then is right about it
+    found = [last_share(alarm) for alarm in alarms(early, on_and_off)]
+    calm, loudest = found[0], [max(found[start : start + 20]) for start in range(0, 200, 20)]
+    assert loudest[0] > 2 * calm
+    assert loudest[-1] < 1.2 * calm
+    stairs = np.repeat(9.0 * np.arange(10), 20)
+    slow = np.repeat(9.0 * np.arange(-1, 19) // 2, 10)  # the mix learns of each ten steps after it
+    found = [last_share(alarm) for alarm in alarms(slow.tolist(), stairs.tolist())]
+    assert min(max(found[start : start + 20]) for start in range(20, 200, 20)) > 0.9
 
 
 # --- weights ---

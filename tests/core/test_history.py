@@ -369,6 +369,12 @@ def test_two_seasons_in_different_series_are_both_found() -> None:
     assert {24, 65} <= set(found.tolist())
 
 
+def test_a_long_season_of_one_series_is_found_beside_the_shorter_one_of_most() -> None:
+    """Up to 102 steps are looked at: of 70 nobody knows what 40 more would cost, but it is no multiple of 40."""
+    history = [seasonal(320, 40, 0.05, seed) for seed in range(3)] + [seasonal(320, 70, 0.05, 3)]
+    assert find_periods(history, HistorySpec())[:2].tolist() == [40, 70]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_no_season_is_found_where_there_is_none(seed: int) -> None:
     rng = np.random.default_rng(seed)
