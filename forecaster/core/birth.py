@@ -12,12 +12,14 @@ from forecaster.core.model import ModelSpec
 from forecaster.core.table import Rows
 
 MATURE = 32  # steps after which a series can lend
+LEAST = 1e-12  # scale that a series begins with
 
 
 class Loan(NamedTuple):
     """What a newborn series borrows from the others of its partition until it knows itself."""
 
-    scale: Array  # its running scale as a share of the magnitude of its value
+    scale: Array  # the running scale as a share of the magnitude of the value
+    step: Array  # the running scale itself, for a series that begins at 0
     blend: Float[Array, "3 expert horizon"]  # a `Blend`
     offset: Float[Array, "horizon level"]
 
@@ -26,6 +28,7 @@ def unlent(spec: ModelSpec) -> Loan:
     """The loan when nobody has anything to lend: a random walk of one part in a thousand a step."""
     return Loan(
         jnp.float32(1e-3),
+        jnp.float32(0.0),
         jnp.stack(experts.newborn(spec.horizon)),
         jnp.zeros((spec.horizon, len(spec.levels)), jnp.float32),
     )
@@ -42,12 +45,21 @@ def lend(spec: ModelSpec, rows: Rows, idx: Int[Array, " batch"], valid: Bool[Arr
     weight = grown / jnp.maximum(grown.sum(), 1)
     newest = table.lagged(rows.value, idx, count, jnp.ones((idx.shape[0], 1), jnp.int32))[:, 0]
     size = jnp.maximum(jnp.abs(newest + read(rows.base)), 1e-30)
-    ratio = jnp.log(jnp.clip(row.unpack(read(rows.running)).running.of("scale") / size, 1e-7, 1.0))
+    scale = row.unpack(read(rows.running)).running.of("scale")
+
+    def typical(scale: Array) -> Array:
+        """Their geometric mean."""
+        return jnp.exp((weight * jnp.log(scale)).sum())
 
     def mean(column: Array) -> Array:
         return jnp.tensordot(weight, read(column), 1)
 
-    known = Loan(jnp.exp((weight * ratio).sum()), mean(rows.blend), mean(rows.offset))
+    known = Loan(
+        typical(jnp.clip(scale / size, 1e-7, 1.0)),
+        typical(jnp.maximum(scale, LEAST)),
+        mean(rows.blend),
+        mean(rows.offset),
+    )
     return jax.tree.map(lambda new, default: jnp.where(grown.any(), new, default), known, unlent(spec))
 
 
@@ -58,7 +70,7 @@ def plant(rows: Rows, idx: Int[Array, " batch"], base: Float[Array, " batch"], l
     """
     batch = idx.shape[0]
     horizon = rows.origin.shape[1]
-    scale = jnp.maximum(loan.scale * jnp.abs(base), 1e-12)
+    scale = jnp.maximum(jnp.where(base == 0, loan.step, loan.scale * jnp.abs(base)), LEAST)
     packed = stats.pack(stats.newborn(scale))
     rest = jnp.zeros((batch, rows.running.shape[1] - packed.shape[1]))
     linear = experts.newborn_linear(batch, horizon)

@@ -369,15 +369,16 @@ def _planted(flat: _Flat, lanes: Ints, model: ModelSpec) -> Rows:
     ]
     pad = (0, LANES - len(lanes))
     base = np.pad(flat.base[lanes], pad)
-    share = np.pad(np.array(first), pad) / np.maximum(np.abs(base), 1e-12)
-    return _plant(jnp.asarray(base), jnp.asarray(share, jnp.float32), sizes=sizes, model=model)
+    step = np.pad(np.array(first, np.float32), pad)
+    return _plant(jnp.asarray(base), jnp.asarray(step), sizes=sizes, model=model)
 
 
 @partial(jax.jit, static_argnames=("sizes", "model"))
-def _plant(base: Array, share: Array, *, sizes: Layout, model: ModelSpec) -> Rows:
+def _plant(base: Array, step: Array, *, sizes: Layout, model: ModelSpec) -> Rows:
     """One program; done one operation after the other, each would be compiled."""
     loan = unlent(model)._replace(offset=jnp.zeros((model.horizon, 0)))
-    lent = Loan(share, *(jnp.stack([part] * LANES) for part in loan[1:]))
+    rest = (jnp.stack([part] * LANES) for part in loan[2:])
+    lent = Loan(step / jnp.maximum(jnp.abs(base), 1e-12), step, *rest)
     return plant(table.empty(sizes, LANES), jnp.arange(LANES), base, lent)
 
 

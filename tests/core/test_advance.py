@@ -112,6 +112,7 @@ def test_a_loan_is_the_mean_of_what_the_grown_up_know() -> None:
     ]
     size = np.abs(np.asarray(newest) + np.asarray(fold.rows.base[:3]))
     assert float(loan.scale) == pytest.approx(float(np.exp(np.log(scale / size).mean())), rel=1e-4)
+    assert float(loan.step) == pytest.approx(float(np.exp(np.log(scale).mean())), rel=1e-4)
 
 
 def test_while_nobody_is_grown_up_a_newborn_is_a_random_walk() -> None:
@@ -133,3 +134,6 @@ def test_planting_starts_rows_anew_and_touches_no_others() -> None:
     assert (int(planted.count[1]), float(planted.base[1])) == (0, -200.0)
     assert not planted.carry[1].any()
     assert float(planted.running[1, 0]) == pytest.approx(0.2)
+    lent = loan._replace(step=jnp.full(2, 3.0))
+    at_nothing = birth.plant(fold.rows, jnp.asarray([1, 2]), jnp.asarray([0.0, 1e-9]), lent)
+    np.testing.assert_allclose(at_nothing.running[1:3, 0], [3.0, 1e-12], rtol=1e-5)

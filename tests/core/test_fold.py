@@ -504,13 +504,15 @@ def test_a_partition_that_comes_back_starts_anew() -> None:
 
 
 def test_a_newborn_borrows_the_spread_of_the_others() -> None:
-    found = []
-    for scale in (0.1, 10.0):
-        fold = make_fold()
-        play(fold, merged(*(walk(f"s{i}", 60, i, 1000.0, scale) for i in range(3))))
-        (issued,), _ = play(fold, [Tick("new", START_S + 1e4, 500.0)], first=LOAN_EVERY)
-        found.append(float(np.ptp(issued.offset[0, 0])))
-    assert 50 < found[1] / found[0] < 200
+    for value in (500.0, 0.0):
+        found = []
+        for scale in (0.1, 10.0):
+            fold = make_fold()
+            play(fold, merged(*(walk(f"s{i}", 60, i, 1000.0, scale) for i in range(3))))
+            (issued,), _ = play(fold, [Tick("new", START_S + 1e4, value)], first=LOAN_EVERY)
+            found.append(float(np.ptp(issued.offset[0, 0])))
+        assert 50 < found[1] / found[0] < 200
+        assert found[0] > 0.01
     (alone,), _ = play(make_fold(), [Tick("new", START_S, 500.0)])
     assert 0 < float(np.ptp(alone.offset[0, 0])) < 500.0 * 0.01
 
