@@ -26,7 +26,7 @@ from forecaster.shell.kafka import Record
 from forecaster.shell.outputs import prepare_folder
 from forecaster.shell.pipeline import mean_weights
 from forecaster.shell.replay import dataset, late_in, read_ticks
-from forecaster.shell.scoring import RENEWED_EVERY, Scorer, Unjudged
+from forecaster.shell.scoring import RENEWED_EVERY, Scorer, Unjudged, known_mean
 
 FANS = 6  # series whose last forecasts are kept for the picture
 FAN_SPANS = 9  # horizons of each that it shows
@@ -40,7 +40,7 @@ class Origin(NamedTuple):
     """A step of a series and the forecast made at it."""
 
     time_s: float
-    value: float
+    value: float  # NaN: a bar without a tick
     offset: np.ndarray  # (horizon, level), quantiles minus the value
 
 
@@ -63,6 +63,8 @@ class Study:
     records: int = 0
     names: list[str] = field(default_factory=list[str])
     """Of all series, sorted."""
+    interval_s: float = 0.0
+    """Length of a bar; 0: each tick is a step."""
     seconds: float = 0.0
     verdicts: list[Verdict] = field(default_factory=list[Verdict])
     shares: list[tuple[int, np.ndarray]] = field(default_factory=list[tuple[int, np.ndarray]])
@@ -76,6 +78,8 @@ class Study:
     """The newest steps of a few series."""
     taken: Counter[str] = field(default_factory=Counter[str])
     """Steps of each of these so far."""
+    newest_s: dict[str, float] = field(default_factory=dict[str, float])
+    """Event time of the newest bar of each series so far."""
     worst: Stretch | None = None
     """Among as many steps of each of these, those where the medians missed most."""
 
@@ -136,7 +140,7 @@ def evaluate(path: Path, config: Config, warm_up: float, folder: Path, tell: Tel
     records = read(path, config, warm_up)
     model = config.model
     study = Study(dataset(path), model.levels, model.horizon, Scorer(model.levels, model.horizon))
-    study.records = len(records)
+    study.records, study.interval_s = len(records), config.grid.interval_s
     names = study.names = sorted({record.key.decode() for record in records if record.key})
     shown = {names[i] for i in np.linspace(0, len(names) - 1, min(FANS, len(names)), dtype=int)}
     study.fans = {name: deque(maxlen=FAN_SPANS * model.horizon + 1) for name in sorted(shown)}
@@ -153,7 +157,8 @@ def evaluate(path: Path, config: Config, warm_up: float, folder: Path, tell: Tel
                 case Verdict():
                     study.verdicts.append(event)
                 case Part(warm=True):
-                    study.scorer.warm(event.issued.series, event.issued.last)
+                    steps = _steps(study, event.issued, slice(None))
+                    study.scorer.warm(steps.series, steps.value)
                 case Part():
                     _take(study, event)
                     _write(out, study, event.issued)
@@ -173,22 +178,53 @@ def told(unused: Counter[str]) -> str:
     return ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in most_first)
 
 
+class Steps(NamedTuple):
+    """Steps with their forecasts, and the bars between them that had no tick."""
+
+    series: list[str]
+    time_s: np.ndarray  # float64
+    value: np.ndarray  # float64, NaN: a bar without a tick
+    offset: np.ndarray  # float32 (n, horizon, level), quantiles minus the value
+
+
 def _take(study: Study, part: Part) -> None:
     issued, total = part.issued, len(part.issued.series)
     piece = RENEWED_EVERY * study.series
     for start in range(0, total, piece):
         some = slice(start, start + piece)
         at = part.done - max(total - some.stop, 0)
-        study.scorer.add(at, issued.series[some], issued.last[some], issued.offset[some])
+        steps = _steps(study, issued, some)
+        study.scorer.add(at, steps.series, steps.value, steps.offset)
+        for i, name in enumerate(steps.series):
+            if name in study.fans:
+                origin = Origin(float(steps.time_s[i]), float(steps.value[i]), steps.offset[i].copy())
+                study.fans[name].append(origin)
+                _note_worst(study, name)
     if part.shares is not None:
         study.shares.append((part.done, part.shares))
     for status, n in enumerate(np.bincount(issued.status, minlength=len(STATUSES)).tolist()):
         study.statuses[STATUSES[status]] += n
-    for i, name in enumerate(issued.series):
-        if name in study.fans:
-            origin = Origin(float(issued.time_s[i]), float(issued.last[i]), issued.offset[i].copy())
-            study.fans[name].append(origin)
-            _note_worst(study, name)
+
+
+def _steps(study: Study, issued: Issued, some: slice) -> Steps:
+    """Some of the steps, with the bars before each that had no tick; of a gap across which no forecast reaches, a
+    horizon of them.
+
+    A forecast is of bars: one that is three ahead is of the third from then on, whether a tick came meanwhile or not.
+    """
+    steps = Steps(issued.series[some], issued.time_s[some], issued.last[some], issued.offset[some])
+    if not study.interval_s:
+        return steps
+    empty, interval_s = np.zeros(len(steps.series), int), study.interval_s
+    for i, (name, time_s) in enumerate(zip(steps.series, steps.time_s.tolist(), strict=True)):
+        passed = round((time_s - study.newest_s.get(name, time_s - interval_s)) / interval_s)
+        empty[i] = min(passed - 1, study.horizon)
+        study.newest_s[name] = time_s
+    at = np.repeat(np.arange(len(empty)), empty + 1)
+    ahead = np.cumsum(empty + 1)[at] - 1 - np.arange(len(at))  # bars from here to the step
+    value, offset = steps.value[at], steps.offset[at]
+    value[ahead > 0], offset[ahead > 0] = np.nan, np.nan
+    return Steps([steps.series[i] for i in at], steps.time_s[at] - ahead * interval_s, value, offset)
 
 
 def _note_worst(study: Study, name: str) -> None:
@@ -201,7 +237,7 @@ def _note_worst(study: Study, name: str) -> None:
     middle = study.levels.index(0.5)
     medians = values[:-h, None] + np.array([origin.offset[:, middle] for origin in origins][:-h])
     came = np.lib.stride_tricks.sliding_window_view(values[1:], h)
-    missed = float(np.abs(came - medians).mean()) / unit
+    missed = float(known_mean(np.abs(came - medians).ravel())) / unit
     if study.worst is None or missed > study.worst.missed:
         study.worst = Stretch(name, missed, tuple(origins))
 

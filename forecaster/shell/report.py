@@ -17,7 +17,7 @@ from forecaster.shell import results
 from forecaster.shell.backtest import Verdict
 from forecaster.shell.charts import Plot, percent, short, span
 from forecaster.shell.evaluate import Origin, Study
-from forecaster.shell.scoring import Moment, Score
+from forecaster.shell.scoring import Moment, Score, known_mean
 
 BINS = 40  # points of a curve over time
 MOST_SERIES = 400  # rows of the table by series: the best and the worst
@@ -159,9 +159,10 @@ def _in_words(study: Study, name: str, score: Score | None) -> str:
 
 def _fan(study: Study, origins: Sequence[Origin]) -> str:
     steps, h = list(origins), study.horizon
-    values = [origin.value for origin in steps]
-    starts = list(range(len(steps) - 1, -1, -h))
-    fans = {at: values[at] + steps[at].offset.astype(np.float64) for at in starts}
+    came = [at for at, origin in enumerate(steps) if math.isfinite(origin.value)]
+    values = [steps[at].value for at in came]
+    starts = [at for at in range(len(steps) - 1, -1, -h) if math.isfinite(steps[at].value)]
+    fans = {at: steps[at].value + steps[at].offset.astype(np.float64) for at in starts}
     edges = (study.levels.index(0.5), 0, len(study.levels) - 1)
     seen = [*values, *(float(q) for fan in fans.values() for edge in edges for q in fan[:, edge])]
     low, high = span(_tame(seen, values))
@@ -169,10 +170,11 @@ def _fan(study: Study, origins: Sequence[Origin]) -> str:
     for at in sorted(fans):
         xs = [at + i for i in range(h + 1)]
         for i in range(len(study.levels) // 2):
-            lower, upper = ([values[at], *fans[at][:, j].tolist()] for j in (i, len(study.levels) - 1 - i))
+            edge = (i, len(study.levels) - 1 - i)
+            lower, upper = ([steps[at].value, *fans[at][:, j].tolist()] for j in edge)
             plot.band(xs, lower, upper, "fan")
-        plot.line(xs, [values[at], *fans[at][:, edges[0]].tolist()], "median")
-    plot.line(range(len(steps)), values, "ink")
+        plot.line(xs, [steps[at].value, *fans[at][:, edges[0]].tolist()], "median")
+    plot.line(came, values, "ink")
     apart_s = steps[-1].time_s - steps[0].time_s
     return plot.svg("forecasts as fans, and what came") + (
         f'<p class="ends"><span>{_when(steps[0].time_s, apart_s)}</span>'
@@ -209,7 +211,7 @@ def _by_horizon(study: Study) -> str:
 
 def _reliability(study: Study) -> str:
     levels, below = study.levels, study.scorer.below()
-    mean = below.mean(0).tolist()
+    mean = known_mean(below).tolist()
     diagram = Plot((0.0, 1.0), (0.0, 1.0), height=260).axes(
         "level of the quantile", "share of what came below it", x_format=percent, y_format=percent
     )
@@ -230,7 +232,7 @@ def _reliability(study: Study) -> str:
         ("far", f"{study.horizon} ahead"),
         ("target", "exact"),
     )
-    edges, shares = [0.0, *levels, 1.0], study.scorer.fell().mean(0).tolist()
+    edges, shares = [0.0, *levels, 1.0], known_mean(study.scorer.fell()).tolist()
     density = [share / (high - low) for share, (low, high) in zip(shares, pairwise(edges), strict=True)]
     pit = Plot((0.0, 1.0), (0.0, max(1.5, span(density)[1])), height=260).axes(
         "where in its forecast what came fell", "density", x_format=percent

@@ -1,15 +1,16 @@
 """Forecasts of a run matched with what came: sums by series and step ahead, and the scores made of them.
 
 In come the steps of a run in order, with the forecast issued at each; out go scores by data set, step ahead and
-series. A forecast counts once all its targets have come; only what waits and a short past are kept. The yardstick
-is the last value, with the quantiles of the changes it has seen lately; loss and error are in units of the mean
-absolute change of each series' warm-up, and series count alike however long they are.
+series. A forecast counts once all its targets have come, or have stayed away: a step whose value is NaN, a bar without
+a tick, judges nothing. Only what waits and a short past are kept. The yardstick is the last value, with the quantiles
+of the changes it has seen lately; loss and error are in units of the mean absolute change of each series' warm-up, and
+series count alike however long they are.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -64,7 +65,7 @@ class Moment(NamedTuple):
     """Sums over the forecasts that one batch completed: for what is drawn over time."""
 
     at: int  # records taken in by then
-    forecasts: int
+    forecasts: int  # with a target that came
     inside: Floats  # (band,), shares summed over forecasts
     loss: float
     last_loss: float
@@ -74,7 +75,7 @@ class Sums:
     """Of one series, by step ahead. Axes: horizon, then level or band."""
 
     def __init__(self, horizon: int, levels: int) -> None:
-        self.forecasts = 0
+        self.judged = np.zeros(horizon)  # forecasts whose target came
         self.loss, self.last_loss = np.zeros(horizon), np.zeros(horizon)
         self.error, self.last_error = np.zeros(horizon), np.zeros(horizon)
         self.square, self.width = np.zeros(horizon), np.zeros(horizon)
@@ -93,6 +94,10 @@ class _Series:
     changes: int = 0
     change: float = 0.0  # sum of absolute changes of the warm-up
     square: float = 0.0  # and of their squares
+
+    def judged(self) -> bool:
+        """Whether any forecast was."""
+        return bool(self.sums.judged.any())
 
     def scale(self) -> float:
         """Mean absolute change of the warm-up; 0: the series did not move, and cannot be judged."""
@@ -128,10 +133,11 @@ class Scorer:
         total = Moment(at, 0, np.zeros(len(BANDS)), 0.0, 0.0)
         for name, rows in _grouped(names):
             series = self._of(name)
-            if not len(series.offset) and not series.sums.forecasts:
+            if not len(series.offset):
                 # The first forecast is made at the last value of the warm-up.
-                self._observe(series, values[rows[:1]])
-                series.values = series.values[:-1]
+                first = 1 + int(np.isfinite(values[rows]).argmax())
+                self._observe(series, values[rows[:first]])
+                series.values = series.values[:-first]
             series.values = np.concatenate([series.values, values[rows]])
             series.offset = np.concatenate([series.offset, offset[rows]])
             whole = len(series.offset) - self.horizon
@@ -148,7 +154,8 @@ class Scorer:
 
     def _observe(self, series: _Series, values: Floats) -> None:
         known = np.concatenate([series.values, values])
-        change = np.diff(known[-len(values) - 1 :])
+        before, came = _finite(series.values)[-1:], _finite(values)
+        change = np.diff(np.concatenate([before, came]))
         series.changes += len(change)
         series.change += float(np.abs(change).sum())
         series.square += float((change**2).sum())
@@ -163,8 +170,11 @@ class Scorer:
         first = len(series.values) - len(series.offset)
         origin = series.values[first : first + whole]
         actual = sliding_window_view(series.values, self.horizon)[first + 1 : first + 1 + whole]
-        quantiles = origin[:, None, None] + series.offset[:whole].astype(np.float64)
-        last = origin[:, None, None] + self._last_value(series.values, first, whole)
+        there = np.isfinite(actual) & np.isfinite(origin)[:, None]
+        origin, actual = np.where(there, origin[:, None], 0.0), np.where(there, actual, 0.0)
+        offset = np.where(there[..., None], series.offset[:whole], 0.0)
+        quantiles = origin[..., None] + offset  # 0, which is what came, where nothing is judged
+        last = origin[..., None] + self._last_value(series.values, first, whole) * there[..., None]
         miss = actual[..., None] - quantiles
         loss = _pinball(miss[..., self._judged], self._q[self._judged])
         last_loss = _pinball(actual[..., None] - last, self._q[self._judged])
@@ -172,27 +182,28 @@ class Scorer:
         for i, band in enumerate(self._bands):
             if band is not None:
                 low, high = (quantiles[..., edge] for edge in band)
-                inside[..., i] = (actual >= low) & (actual <= high)
+                inside[..., i] = there & (actual >= low) & (actual <= high)
                 if i == 0:
                     series.sums.width += (high - low).sum(0)
         sums = series.sums
-        sums.forecasts += whole
+        sums.judged += there.sum(0)
         sums.loss += loss.sum(0)
         sums.last_loss += last_loss.sum(0)
         sums.error += np.abs(miss[..., self.levels.index(0.5)]).sum(0)
-        sums.last_error += np.abs(actual - origin[:, None]).sum(0)
+        sums.last_error += np.abs(actual - origin).sum(0)
         sums.square += ((actual - quantiles @ self._mean) ** 2).sum(0)
         sums.inside += inside.sum(0)
-        sums.below += ((miss < 0) + 0.5 * (miss == 0)).sum(0)
-        sums.fell += _fell(miss, self._q).sum(0)
+        sums.below += (((miss < 0) + 0.5 * (miss == 0)) * there[..., None]).sum(0)
+        sums.fell += (_fell(miss, self._q) * there[..., None]).sum(0)
         series.offset = series.offset[whole:]
         series.values = series.values[-WINDOW - 2 * self.horizon :]
+        each = 1 / np.maximum(there.sum(1), 1)  # forecasts count alike, however many of their targets came
         return Moment(
             0,
-            whole,
-            inside.mean(1).sum(0),
-            float(loss.mean(1).sum()) / scale,
-            float(last_loss.mean(1).sum()) / scale,
+            int(there.any(1).sum()),
+            (inside.sum(1) * each[:, None]).sum(0),
+            float((loss.sum(1) * each).sum()) / scale,
+            float((last_loss.sum(1) * each).sum()) / scale,
         )
 
     def _last_value(self, values: Floats, first: int, whole: int) -> Floats:
@@ -204,7 +215,7 @@ class Scorer:
             change = np.abs(values[h:] - values[:-h])
             for start in range(0, whole, RENEWED_EVERY):
                 end = max(first + start - h + 1, 0)
-                known = change[max(0, end - WINDOW) : end]
+                known = _finite(change[max(0, end - WINDOW) : end])
                 if len(known):
                     both = np.concatenate([known, -known])
                     out[start : start + RENEWED_EVERY, h - 1] = np.quantile(both, self._q[self._judged])
@@ -214,8 +225,8 @@ class Scorer:
 
     @property
     def forecasts(self) -> int:
-        """Forecasts judged so far."""
-        return sum(series.sums.forecasts for series in self._series.values())
+        """Forecasts judged so far, mean over steps ahead."""
+        return int(sum(series.sums.judged.mean() for series in self._series.values()))
 
     def by_series(self) -> dict[str, Score]:
         """Scores of each series that was judged, by name."""
@@ -228,7 +239,7 @@ class Scorer:
             return Unjudged.TOO_SHORT
         if not series.scale():
             return Unjudged.CONSTANT
-        return None if series.sums.forecasts else Unjudged.TOO_SHORT
+        return None if series.judged() else Unjudged.TOO_SHORT
 
     def unit(self, name: str) -> float:
         """What errors of a series are measured by: the mean absolute change of its warm-up; 0: it did not move."""
@@ -253,25 +264,26 @@ class Scorer:
         outcomes that repeat (Czado, Gneiting, Held 2009, "Predictive model assessment for count data"). Mean over
         the series.
         """
-        shares = [s.sums.fell / s.sums.forecasts for s in map(self._series.__getitem__, self._judgeable())]
-        return np.mean(shares, axis=0) if shares else np.full((self.horizon, len(self.levels) + 1), np.nan)
+        judged = [self._series[name].sums for name in self._judgeable()]
+        shares = np.array([sums.fell / _counts(sums.judged)[:, None] for sums in judged])
+        return known_mean(shares.reshape(-1, self.horizon, len(self.levels) + 1))
 
     def below(self) -> Floats:
         """Share of what came below each quantile, (horizon, level), by `fell`."""
         return np.cumsum(self.fell(), axis=1)[:, :-1]
 
     def _judgeable(self) -> list[str]:
-        return sorted(name for name, series in self._series.items() if series.sums.forecasts)
+        return sorted(name for name, series in self._series.items() if series.judged())
 
     def _steps(self, series: _Series) -> dict[str, Floats]:
         """By step ahead, (horizon,)."""
-        sums, n, scale = series.sums, series.sums.forecasts, series.scale()
+        sums, n, scale = series.sums, _counts(series.sums.judged), series.scale()
         ties = [
             (sums.below[:, band[1]] - sums.below[:, band[0]]) / n if band else np.full(self.horizon, np.nan)
             for band in self._bands
         ]
         return {
-            "forecasts": np.full(self.horizon, float(n)),
+            "forecasts": sums.judged,
             "sql": sums.loss / n / scale,
             "last_sql": sums.last_loss / n / scale,
             "mase": sums.error / n / scale,
@@ -289,10 +301,25 @@ def _mean_score(rows: Sequence[Mapping[str, Floats]]) -> Score:
     """The mean over steps ahead, then over series."""
     if not rows:
         return Score(0, *[float("nan")] * (len(Score._fields) - 1))
-    columns = {key: [float(np.mean(row[key])) for row in rows] for key in rows[0]}
+    columns = {key: [float(known_mean(row[key])) for row in rows] for key in rows[0]}
     columns["rmsse"] = [value**0.5 for value in columns.pop("mean_square")]
-    means = {key: float(np.mean(values)) for key, values in columns.items() if key != "forecasts"}
-    return Score(forecasts=int(sum(columns["forecasts"])), **means)
+    forecasts = int(sum(columns.pop("forecasts")))
+    return Score(forecasts, **{key: float(known_mean(np.array(values))) for key, values in columns.items()})
+
+
+def known_mean(values: Floats) -> Floats:
+    """Over the first axis, of what is not NaN; NaN where nothing is."""
+    known = np.isfinite(values)
+    return np.where(known, values, 0.0).sum(0) / _counts(known.sum(0))
+
+
+def _counts(n: NDArray[Any]) -> Floats:
+    """To divide by; what is divided by none is NaN."""
+    return np.where(n > 0, n, np.nan)
+
+
+def _finite(values: Floats) -> Floats:
+    return values[np.isfinite(values)]
 
 
 def _pinball(miss: Floats, q: Floats) -> Floats:

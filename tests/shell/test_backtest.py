@@ -248,13 +248,59 @@ def test_the_stretch_is_kept_where_medians_missed_most() -> None:
     assert study.worst.missed == pytest.approx(misses[end] / np.abs(steps[1:21]).mean(), rel=1e-6)
 
 
+def test_a_forecast_is_judged_by_the_bar_that_it_was_for() -> None:
+    """A clock on bars of which some had no tick: one that foretells each bar by its number is right wherever a tick
+    came, in the scores and in the picture; counted by ticks it would be wrong behind every gap.
+    """
+    rng = np.random.default_rng(2)
+    h, name, interval_s = 3, "a", 600.0
+    bars = np.cumsum(
+        1 + (rng.random(300) < 0.3) + 60 * (rng.random(300) < 0.01)
+    )  # numbers of those with a tick
+    ahead = np.arange(1, h + 1)
+    offset = np.broadcast_to(ahead[:, None] + np.array([-0.1, 0.0, 0.1]), (300, h, 3)).astype(np.float32)
+    study = Study(
+        "clock", (0.1, 0.5, 0.9), h, Scorer((0.1, 0.5, 0.9), h), names=[name], interval_s=interval_s
+    )
+    study.fans = {name: deque(maxlen=28)}
+
+    def issued(at: slice) -> Any:
+        value = bars[at].astype(float)
+        n = len(value)
+        return SimpleNamespace(
+            series=[name] * n,
+            time_s=value * interval_s,
+            last=value,
+            offset=offset[at],
+            status=np.zeros(n, int),
+        )
+
+    steps = evaluating._steps(study, issued(slice(0, 99)), slice(None))
+    study.scorer.warm(steps.series, steps.value)
+    for start in range(99, 300, 40):
+        evaluating._take(study, Part(issued(slice(start, start + 40)), start, 300))
+    score = study.scorer.overall()
+    assert score.mase == pytest.approx(0.0, abs=1e-6)
+    assert score.coverage_80 == 1.0
+    assert study.scorer.unit(name) == pytest.approx(np.diff(bars[:100]).mean())
+    settled = [at for at in bars[99:] if at <= bars[-1] - h]
+    for step, got in zip(ahead, study.scorer.by_horizon(), strict=True):
+        assert got.forecasts == sum(at + step in bars for at in settled)
+        assert got.last_mase == pytest.approx(step / study.scorer.unit(name))
+    shown = study.fans[name]
+    assert np.diff([origin.time_s for origin in shown]) == pytest.approx(interval_s)
+    for origin in shown:
+        number = origin.time_s / interval_s
+        assert origin.value == number if number in bars else np.isnan(origin.value)
+
+
 def test_where_nothing_could_be_judged_it_is_said_why_and_which_row_was_in_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [*range(24), 4_070_908_800, *range(24, 41)]  # one of 2099
     path = tmp_path / "clock.csv"
     path.write_text("ts,value\n" + "".join(f"{t},{t}\n" for t in rows), encoding="utf-8")
-    issued: Any = SimpleNamespace(series=[], last=np.zeros(0))
+    issued: Any = SimpleNamespace(series=[], time_s=np.zeros(0), last=np.zeros(0), offset=np.zeros((0, 3, 3)))
     late = Part(issued, 42, 42, warm=True, unused=Counter(late=17))
     monkeypatch.setattr(evaluating, "backtest", lambda *_: iter([late]))
     with pytest.raises(DataError) as raised:

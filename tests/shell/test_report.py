@@ -95,6 +95,23 @@ def test_nothing_is_drawn_outside_or_as_nan(studies: list[Study]) -> None:
                 assert 0 <= float(y) <= height
 
 
+def test_bars_without_a_tick_are_passed_over_in_the_picture() -> None:
+    made = study()
+    gaps = [
+        Origin(o.time_s, np.nan, o.offset * np.nan) if t % 4 == 1 else o for t, o in enumerate(made.fans["a"])
+    ]
+    made.fans = {"a": deque(gaps)}
+    (drawing,) = (
+        s
+        for s in body(report.page([made])).iter("svg")
+        if s.get("aria-label") == "forecasts as fans, and what came"
+    )
+    paths = {p.get("class"): p.get("d") or "" for p in drawing.iter("path")}
+    assert not any("nan" in path for path in paths.values())
+    assert paths["line ink"].count("M") == 1, "one line through what came"
+    assert len(re.findall("[ML]", paths["line ink"])) == sum(np.isfinite(o.value) for o in gaps)
+
+
 def test_the_page_tells_scores_and_decisions(studies: list[Study]) -> None:
     text = " ".join("".join(body(report.page(studies)).itertext()).split())
     score = studies[0].scorer.overall()
