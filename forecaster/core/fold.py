@@ -104,8 +104,9 @@ class Fold:
                 stretch = self._stretch[partition] = offset // LOAN_EVERY
                 self._lenders.append((partition, stretch, self.index.stepped(partition, LENDERS)))
             if tick.time_s > watermark_s:
-                watermark_s = self.index.watermark_s[partition] = tick.time_s
-                self.index.sweep(partition, sleeps)
+                before_s, watermark_s = watermark_s, tick.time_s
+                self.index.watermark_s[partition] = watermark_s
+                self.index.sweep(partition, before_s, sleeps)
             if sleeps is not None and sleeps(tick.series):
                 self._close_due(partition, watermark_s)
                 outcomes.append(Outcome.SKIPPED)

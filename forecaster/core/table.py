@@ -40,7 +40,9 @@ class SeriesSpec(Spec):
     idle_s: float = Field(
         7 * 86400.0,
         gt=0,
-        description="A series is dropped when its last tick is so much older (event time) than its partition's newest.",
+        description="A series is dropped when its last tick is so much older (event time) than its partition's newest;"
+        " what all were silent for does not count until the next tick. Longer than the usual time between two of its"
+        " ticks, or it is new with each.",
     )
     rebuild_ticks: int = Field(
         100_000,
@@ -328,17 +330,19 @@ class Index:
         members = self.partitions.get(partition, {})
         self.partitions[partition] = dict(sorted(members.items(), key=lambda item: item[1].born))
 
-    def sweep(self, partition: int, spare: Callable[[str], bool] | None = None) -> int:
+    def sweep(self, partition: int, before_s: float, spare: Callable[[str], bool] | None = None) -> int:
         """Evict what is idle, looking only now and then (in event time, so that a replay does the same).
 
-        `spare` says of which series it is not the time yet, since a replay has not come to where they are.
+        `before_s` is the partition's newest event time before the tick that moved it on: what is older than that by
+        `idle_s` was silent while others spoke, and after a silence of all of them nothing is. `spare` says of which
+        series it is not the time yet, since a replay has not come to where they are.
         """
         now_s = self.watermark_s[partition]
         if now_s < self.swept_s.setdefault(partition, now_s) + self.spec.idle_s / 8:
             return 0
         self.swept_s[partition] = now_s
         members = self.partitions.get(partition, {})
-        idle = [name for name, s in members.items() if s.clock.time_s < now_s - self.spec.idle_s]
+        idle = [name for name, s in members.items() if s.clock.time_s < before_s - self.spec.idle_s]
         if spare is not None:
             idle = [name for name in idle if not spare(name)]
         for name in idle:

@@ -450,28 +450,31 @@ def test_a_row_that_changes_hands_starts_clean() -> None:
     used, unused = make_fold(idle_s=100.0), make_fold(idle_s=100.0)
     for fold in (used, unused):
         fold.swap(make_model())
-    play(used, [Tick("a", t.time_s - 1e6, 1e9 * t.value) for t in walk("a", 20)])
-    mine = play(used, ticks, first=LOAN_EVERY)[0]  # "a" is idle by then: nobody lends
+    passer_by = [Tick("c", START_S + t, t) for t in (-50.0, 0.0)]
+    play(used, [Tick("a", t.time_s - 1e6, 1e9 * t.value) for t in walk("a", 20)] + passer_by)
+    play(unused, passer_by)
+    mine = play(used, ticks, first=LOAN_EVERY)[0]  # "a" is idle by then, and lends nothing
     theirs = play(unused, ticks, first=LOAN_EVERY)[0]
-    assert row_of(used, "b") == row_of(unused, "b") == 0
-    assert used.index.evicted == 1
+    assert (row_of(used, "b"), row_of(unused, "b")) == (0, 1)
+    assert (used.index.evicted, unused.index.evicted) == (2, 1), "the passer-by goes, too"
     same_forecasts(mine, theirs)
 
 
 def test_a_row_that_changes_hands_within_a_batch_starts_clean() -> None:
     before = [Tick("a", START_S + i, 1e9 * (i % 3)) for i in range(40)]
-    after = [Tick("b", t.time_s + 1e4, t.value) for t in walk("b", 20, 7)]
+    after = [Tick("c", START_S + t, t) for t in (9950.0, 1e4)]
+    after += [Tick("b", t.time_s + 1e4, t.value) for t in walk("b", 8, 7)]
     one, other = make_fold(idle_s=100.0), make_fold(idle_s=100.0)
     mine = play(one, before + after)[0]
     theirs = play(other, before + after, 1)[0]
-    assert one.index.evicted == 1
+    assert (row_of(one, "b"), one.index.evicted) == (0, 1)
     same_forecasts(mine, theirs)
 
 
 def test_a_row_freed_by_one_partition_serves_another_within_the_same_batch() -> None:
     """Partition 1 begins a new stretch of its log; the row that it frees is taken by partition 0's newcomer."""
     old = [Tick("old", START_S + i, 5.0 + i % 2) for i in range(10)]
-    jump = [Tick("busy", START_S + 1e6 + i, 1.0 + i % 3) for i in range(3)]
+    jump = [Tick("busy", START_S + 1e6 + 50 * i, 1.0 + i % 3) for i in range(3)]
     new = [Tick("new", START_S + i, 100.0 + i % 4) for i in range(8)]
     found = []
     for together in (True, False):
@@ -484,6 +487,20 @@ def test_a_row_freed_by_one_partition_serves_another_within_the_same_batch() -> 
                 issued.append(fold.run())
         found.append(issued or [fold.run()])
     same_forecasts(*found)
+
+
+def test_a_silence_of_all_makes_none_idle_and_one_that_stays_silent_goes() -> None:
+    """Ticks once a week, some seconds apart, and a series that ends."""
+    fold, week_s = make_fold(idle_s=7 * 86400.0), 7 * 86400.0 + 1
+    ticks = [
+        Tick(name, START_S + week_s * week + 5.0 * n, float(week % 3 + n))
+        for week in range(6)
+        for n, name in enumerate("abz")
+        if name != "z" or week < 2
+    ]
+    play(fold, ticks, 1)
+    assert fold.index.allotted == 3
+    assert sorted(fold.index.partitions[0]) == ["a", "b"]
 
 
 def test_over_the_cap_ticks_are_told_and_the_others_served() -> None:

@@ -154,13 +154,13 @@ def test_an_idle_series_leaves_by_event_time_alone() -> None:
         assert series is not None
         series.clock.time_s = time_s
     found.watermark_s[0] = 0.0
-    assert found.sweep(0) == 0
+    assert found.sweep(0, -np.inf) == 0
     found.watermark_s[0] = 9.0  # looked at only every eighth of idle_s
-    assert found.sweep(0) == 0
-    found.watermark_s[0] = 80.0  # exactly idle_s old: stays
-    assert found.sweep(0) == 0
+    assert found.sweep(0, 1000.0) == 0
+    found.watermark_s[0] = 81.0
+    assert found.sweep(0, 80.0) == 0  # exactly idle_s old: stays
     found.watermark_s[0] = 95.0
-    assert found.sweep(0) == 1
+    assert found.sweep(0, 94.0) == 1
     assert list(found.partitions[0]) == ["busy"]
     assert (found.evicted, len(found)) == (1, 1)
 
