@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 TIE = 1e-6  # scales: what came is on the quantile when it is this near; both are float32
+MOST_ANOMALY = 1e3  # half intervals: where a constant series moves there is next to none
 CAP = 1e3  # scales: a series that leaves a constant level has next to none yet, and one error would drown all others
 
 
@@ -63,11 +64,11 @@ def score(
 
 
 def anomaly(quantiles: Float[Array, "level batch"], actual: Float[Array, " batch"], median: int) -> Array:
-    """Where the outcome fell in its forecast: 0 at the median, 1 at the outermost quantile of its side; NaN on a side
-    where no quantile is.
+    """Where the outcome fell in its forecast: 0 at the median, 1 at the outermost quantile of its side, up to
+    MOST_ANOMALY; NaN on a side where no quantile is.
     """
     off = actual - quantiles[median]
     upper = quantiles[-1] - quantiles[median] if median + 1 < len(quantiles) else jnp.nan
     lower = quantiles[median] - quantiles[0] if median else jnp.nan
     side = jnp.where(off > 0, upper, lower)
-    return jnp.abs(off) / jnp.maximum(side, TIE)
+    return jnp.minimum(jnp.abs(off) / jnp.maximum(side, TIE), MOST_ANOMALY)

@@ -89,7 +89,8 @@ class Prediction(msgspec.Struct, frozen=True):
         Annotated[float, Meta(ge=0)] | None,
         Meta(
             description="Where the tick fell in the forecasts made for it: 1 is the edge of their"
-            " interval, 0 the middle; null while there was none, or where none of the levels is on its side."
+            " interval, 0 the middle, 1000 the most; null while there was none, or where none of the levels is on its"
+            " side."
         ),
     ]
     model: Annotated[str, Meta(description='Version of the model that served; "" before the first one.')]

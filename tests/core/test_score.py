@@ -62,6 +62,13 @@ def test_an_anomaly_is_measured_against_the_half_of_the_interval_it_fell_in() ->
     np.testing.assert_allclose(found, [0.0, 1.0, 1.0, 2.0, 0.0], atol=1e-6)
 
 
+def test_where_a_constant_series_moves_the_anomaly_is_as_large_as_it_gets_and_no_larger() -> None:
+    """So that neither a mean nor an axis of anomalies is of that one tick alone."""
+    still = jnp.zeros((3, 4))
+    found = score.anomaly(still, jnp.asarray([0.0, 1e-3, 1e12, -jnp.inf]), 1)
+    np.testing.assert_allclose(found, [0.0, 1e3, 1e3, 1e3])
+
+
 def test_there_is_no_anomaly_on_a_side_without_quantiles() -> None:
     outcomes = jnp.asarray([-2.0, 2.0])
     for levels, median, expected in (
