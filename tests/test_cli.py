@@ -129,6 +129,16 @@ def test_one_line_shows_the_first_and_the_last_step_with_the_80_percent_band() -
     assert line == "2023-11-14 22:13:20Z  a  100  +1 100 [99, 101]  +2 100 [98, 102]  ok m-1"
 
 
+def test_one_line_shows_as_many_digits_as_the_band_needs() -> None:
+    made = decode(Encoder("ticks", LEVELS).encode(forecasts(), "m-1")[0])
+    meter = tuple(tuple(12_345_600.0 + q / 100 for q in step) for step in made.quantiles)
+    line = cli.predictions.prediction_line(msgspec.structs.replace(made, last=12_345_601.0, quantiles=meter))
+    assert (
+        "  a  12345601  +1 12345601 [12345600.99, 12345601.01]  +2 12345601 [12345600.98, 12345601.02]"
+        in line
+    )
+
+
 def test_what_a_terminal_would_act_on_is_escaped() -> None:
     hostile = decode(Encoder("ticks", LEVELS).encode(forecasts(), "m\x9b2J")[0])
     named = msgspec.structs.replace(hostile, series="é \x1b[2J\n\u202e'\\", issued_at=1e15)

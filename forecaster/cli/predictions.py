@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import islice
+from math import floor, log10
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,14 +50,26 @@ def prediction_line(prediction: "Prediction") -> str:
     """One prediction on one line: the last value, then the first and the last step with their band."""
     low, high = _band(prediction.levels)
     middle = min(range(len(prediction.levels)), key=lambda i: abs(prediction.levels[i] - 0.5))
+    ends = sorted({0, prediction.horizon - 1})
+    bands = [tuple(prediction.quantiles[h][i] for i in (low, middle, high)) for h in ends]
+    digits = _digits(prediction.last, [(least, most) for least, _, most in bands])
     steps = [
-        f"+{h + 1} {prediction.quantiles[h][middle]:.6g}"
-        f" [{prediction.quantiles[h][low]:.6g}, {prediction.quantiles[h][high]:.6g}]"
-        for h in sorted({0, prediction.horizon - 1})
+        f"+{h + 1} {mid:.{digits}g} [{least:.{digits}g}, {most:.{digits}g}]"
+        for h, (least, mid, most) in zip(ends, bands, strict=True)
     ]
     when = shown_time(prediction.issued_at)
     model = printable(f"{prediction.status} {prediction.model}".strip())
-    return f"{when}  {printable(prediction.series)}  {prediction.last:.6g}  {'  '.join(steps)}  {model}"
+    return (
+        f"{when}  {printable(prediction.series)}  {prediction.last:.{digits}g}  {'  '.join(steps)}  {model}"
+    )
+
+
+def _digits(last: float, bands: Sequence[tuple[float, float]]) -> int:
+    """How many show the narrowest band to a hundredth of its width: at least 6, at most as many as a float has."""
+    widths = [high - low for low, high in bands if high > low]
+    largest = max(abs(last), *(abs(edge) for band in bands for edge in band))
+    wanted = floor(log10(largest)) - floor(log10(min(widths))) + 3 if widths and largest else 0
+    return min(max(6, wanted), 15)
 
 
 def _band(levels: Sequence[float]) -> tuple[int, int]:
