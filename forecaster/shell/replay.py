@@ -13,6 +13,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ _FAR_MS = 253_370_764_800_000  # the year 9999: an event time ahead of it is non
 ALONE = 0.75  # share of the rows of one series that have a time of their own, at the least
 TO_BLAME = 0.75  # share of what is late that one tick overtook, to be called the cause
 _PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # of each `time_unit` that is a number
+_DATES = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}  # by the number of their digits
+_YEARS = 1900, 2100  # of such dates
 _JSON_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -139,9 +142,40 @@ def _rows(path: Path, spec: TickSpec) -> Iterator[tuple[str, bytes]]:
     names = [_field_of(column, header, spec) for column in header]
     series_at = _place(header, spec.series, "series") or 0
     keys = [orjson.dumps(name) + b":" for name in names]
+    time_at = _place(header, spec.time, "ts") if spec.time_unit == "auto" else None
+    if time_at is not None:
+        rows = _of_times(path, rows, time_at)
     for row in rows:
         texts = [orjson.dumps(str(cell)) if i == series_at else _json(cell) for i, cell in enumerate(row)]
         yield str(row[series_at]), b"{" + b",".join(map(bytes.__add__, keys, texts)) + b"}"
+
+
+def _of_times(path: Path, rows: Iterable[Sequence[Any]], time_at: int) -> Iterator[Sequence[Any]]:
+    """The rows, whose times are no dates written as numbers: 20260101 would be a second of the year 1970. Raises
+    DataError where all of them are.
+    """
+    first, dates = "", True
+    for row in rows:
+        text = str(row[time_at]).strip()
+        first, dates = first or text, dates and (not text or _is_date(text))
+        yield row
+    if dates and first:
+        raise DataError(
+            f"{path}: all times are dates written as numbers, like {first}: write them as ISO 8601 (2026-01-31,"
+            f" 2026-01-31T09:30:00); if they are epoch times after all, set tick.time_unit"
+        )
+
+
+def _is_date(text: str) -> bool:
+    """Whether a whole number can be read as a date of our times."""
+    form = _DATES.get(len(text)) if text.isdecimal() else None
+    try:
+        return (
+            form is not None
+            and _YEARS[0] <= datetime.strptime(text, form).replace(tzinfo=UTC).year < _YEARS[1]
+        )
+    except ValueError:
+        return False
 
 
 def _place(header: Sequence[str], configured: str, ours: str) -> int | None:

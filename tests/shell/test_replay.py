@@ -66,6 +66,17 @@ def test_a_file_that_is_said_not_to_be_in_order_is_put_in_order(tmp_path: Path) 
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("form", ["%Y%m%d", "%Y%m%d%H%M", "%Y%m%d%H%M%S"])
+def test_dates_written_as_numbers_are_not_taken_for_epoch_times(tmp_path: Path, form: str) -> None:
+    days = [datetime(2025, 12, day, 9, 30, tzinfo=UTC).strftime(form) for day in range(1, 32)]
+    path = write(tmp_path, "ts,value\n" + "".join(f"{day},{i}\n" for i, day in enumerate(days)))
+    with pytest.raises(DataError, match=f"dates written as numbers, like {days[0]}: .* tick.time_unit"):
+        read_ticks(path, SPEC)
+    assert len(read_ticks(path, TickSpec(time_unit="ms"))) == 31
+    numbers = range(int(days[0]), int(days[0]) + 10_000, 100)  # one of them is no date
+    read_ticks(write(tmp_path, "ts,value\n" + "".join(f"{n},1\n" for n in numbers)), SPEC)
+
+
 def test_configured_names_and_other_columns(tmp_path: Path) -> None:
     path = write(tmp_path, "ts,id,temp,v\n2020-01-01T00:00:00Z,a,21.5,.5\n")
     spec = TickSpec(series="id", value="v", covariates=("temp",))
