@@ -83,6 +83,7 @@ def _told_of() -> Generator[None]:
 
 
 def _show(studies: Sequence["Study"]) -> None:
+    from forecaster.shell import results
     from forecaster.shell.terminal import scores_by_dataset, scores_by_horizon
 
     for study in studies:
@@ -91,6 +92,8 @@ def _show(studies: Sequence["Study"]) -> None:
     for study in studies:
         if len(study.scorer.by_series()) < study.series:
             out.print(f"{escape(study.dataset)}: {study.judged}")
+        if alone := results.unserved(study):
+            out.print(f"{escape(study.dataset)}: {escape(alone)}")
         if study.unused:
             out.print(f"{escape(study.dataset)}: {escape(study.not_used)}")
 

@@ -180,6 +180,24 @@ def retrain(
     return Retrained(model, decision, fitted, origins)
 
 
+def too_short(history: Sequence[Slice], spec: TrainSpec, shape: ModelSpec) -> str:
+    """What to say of a history in which no series is long enough to be trained on, however many there are; else "".
+
+    A step is trained on where its series is warm, and knows its targets before the hold-out begins.
+    """
+    if not history:
+        return ""
+    least, longest = shape.warm_up + shape.horizon, max(len(part.value) for part in history)
+    while least - round(least * spec.holdout_ratio) < shape.warm_up + shape.horizon:
+        least += 1
+    if longest >= least:
+        return ""
+    return (
+        f"the longest series has {longest:,} steps, and none is trained on below {least}: model.warm_up ="
+        f" {shape.warm_up} and model.horizon = {shape.horizon} have to lie before its hold-out"
+    )
+
+
 def _comparable(serving: Model, shape: ModelSpec) -> bool:
     theirs, ours = ((spec.horizon, spec.levels, spec.covariates) for spec in (serving.spec, shape))
     return theirs == ours and fits(serving, serving.spec) and np.shape(serving.periods) == (SEASONS,)

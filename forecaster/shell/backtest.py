@@ -23,7 +23,7 @@ from forecaster.core import experts, row, table, waiting
 from forecaster.core.batch import Issued
 from forecaster.core.fold import Fold
 from forecaster.core.model import Model
-from forecaster.core.promote import Decision, Retrained, retrain
+from forecaster.core.promote import Decision, Retrained, retrain, too_short
 from forecaster.core.tick import Outcome
 from forecaster.core.train import Failure, Progress
 from forecaster.shell.kafka import Record
@@ -46,6 +46,7 @@ class Verdict(NamedTuple):
     decision: Decision | Failure
     seconds: float = 0.0  # that it took
     model: Model | None = None  # that serves from then on, if it is a new one
+    lacks: str = ""  # what the history lacks, where it is too little to train on
 
 
 @dataclass(frozen=True)
@@ -164,13 +165,15 @@ def _retrain(
     """Train on all that has come, and swap the candidate in if it is better."""
     began_s, version, training = time.monotonic(), f"backtest-{at}", config.training
     model: Model | None = None
-    result = retrain(slicer.slices(), training, config.network, training, fold.model, progress=progress)
+    history = slicer.slices()
+    result = retrain(history, training, config.network, training, fold.model, progress=progress)
     if isinstance(result, Retrained) and result.decision.promote:
         card = result.model.card.model_copy(update={"version": version})
         model = result.model._replace(card=card)
         fold.swap(model)
     decision = result.decision if isinstance(result, Retrained) else result
-    return Verdict(at, version, decision, time.monotonic() - began_s, model)
+    lacks = too_short(history, training, config.network) if decision is Failure.NO_DATA else ""
+    return Verdict(at, version, decision, time.monotonic() - began_s, model, lacks)
 
 
 def _shares_of(fold: Fold) -> np.ndarray:

@@ -65,6 +65,15 @@ def promoted(verdict: Verdict) -> bool:
     return isinstance(verdict.decision, Decision) and verdict.decision.promote
 
 
+def unserved(study: Study) -> str:
+    """That no network served, and why; empty where one did, or none was asked for."""
+    if not study.verdicts or any(map(promoted, study.verdicts)):
+        return ""
+    last = study.verdicts[-1]
+    why = last.lacks or f"the last retrain ended as {outcome(last).replace('_', ' ')}"
+    return f"no network served, so these are forecasts of the simple experts: {why}"
+
+
 def losses(verdict: Verdict) -> dict[str, float | None]:
     """By what was judged: on the hold-out, and on the older stretch. None where nothing was."""
     decision = verdict.decision

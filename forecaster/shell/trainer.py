@@ -28,7 +28,7 @@ from forecaster.core.descent import TrainSpec
 from forecaster.core.grid import GridSpec
 from forecaster.core.history import Span
 from forecaster.core.model import Model, ModelSpec
-from forecaster.core.promote import PromoteSpec, Retrained, retrain
+from forecaster.core.promote import PromoteSpec, Retrained, retrain, too_short
 from forecaster.core.spec import Spec
 from forecaster.core.tick import TickSpec
 from forecaster.core.train import Failure, Progress
@@ -188,17 +188,19 @@ def run(job: Job, say: Say) -> Report:
         return now_s - first_look_s[0] < job.fit_s
 
     spec = TrainSpec.model_validate(job.train)
+    shape = ModelSpec.model_validate(job.model)
     result = retrain(
         history,
         spec,
-        ModelSpec.model_validate(job.model),
+        shape,
         PromoteSpec.model_validate(job.promote),
         store.serving(),
         [Span(*span) for span in job.spans],
         watch,
     )
     if isinstance(result, Failure):
-        message = f"{slicer.ticks} ticks of {len(history)} series"
+        short = too_short(history, spec, shape) if result is Failure.NO_DATA else ""
+        message = "; ".join(filter(None, (f"{slicer.ticks} ticks of {len(history)} series", short)))
         return Report(stage="end", outcome=result.value, message=message, ticks=slicer.ticks)
     model = _finished(result, slicer.newest_s, store.offsets, spec.seed)
     if result.decision.promote:

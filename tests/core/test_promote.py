@@ -6,11 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forecaster.core import model
+from forecaster.core import model, stats
 from forecaster.core.descent import TrainSpec
-from forecaster.core.history import Slice, Span
+from forecaster.core.history import Role, Slice, Span, prepare
 from forecaster.core.model import Card, Model, ModelSpec, untrained
-from forecaster.core.promote import Losses, PromoteSpec, Reason, Retrained, decide, in_place, retrain
+from forecaster.core.promote import (
+    Losses,
+    PromoteSpec,
+    Reason,
+    Retrained,
+    decide,
+    in_place,
+    retrain,
+    too_short,
+)
 from forecaster.core.train import Failure
 
 SPEC = PromoteSpec(margin_ratio=0.01)
@@ -227,6 +236,22 @@ def test_what_follows_a_covariate_is_foretold_by_the_network_that_sees_it() -> N
         assert isinstance(result, Retrained)
         losses.append(result.decision.losses.candidate)
     assert losses[0] < 0.4 * losses[1]
+
+
+def test_that_all_series_are_too_short_is_said_with_the_length_from_which_one_is_trained_on() -> None:
+    def trained_on(steps: int) -> int:
+        history = walks(steps=steps, series=300)
+        periods = np.zeros(stats.SEASONS, np.int32)
+        return prepare(history, TRAIN, SHAPE, periods).count(Role.TRAIN)
+
+    least = next(steps for steps in range(8, 30) if trained_on(steps))
+    assert retrain(walks(steps=least - 1, series=300), TRAIN, SHAPE) is Failure.NO_DATA
+    said = too_short(walks(steps=least - 1, series=300), TRAIN, SHAPE)
+    assert said.startswith(
+        f"the longest series has {least - 1} steps, and none is trained on below {least}: "
+    )
+    assert too_short(walks(steps=least, series=1), TRAIN, SHAPE) == ""
+    assert too_short([], TRAIN, SHAPE) == ""
 
 
 def test_an_empty_log_or_one_that_is_left_out_gives_no_data() -> None:

@@ -223,6 +223,18 @@ def test_what_is_drawn_over_time_is_not_cut_without_a_sign() -> None:
     assert "below \N{MINUS SIGN}100" in "".join(body(report.page([made])).itertext())
 
 
+def test_it_is_said_where_no_network_served_and_why() -> None:
+    made = study()
+    assert results.unserved(made) == ""
+    made.verdicts = made.verdicts[1:]
+    alone = "no network served, so these are forecasts of the simple experts: "
+    assert results.unserved(made) == alone + "the last retrain ended as diverged"
+    made.verdicts.append(Verdict(200, "v-200", Failure.NO_DATA, lacks="all too short"))
+    assert results.unserved(made) == alone + "all too short"
+    made.verdicts = []
+    assert results.unserved(made) == ""
+
+
 def test_of_many_series_the_best_and_the_worst_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "MOST_SERIES", 4)
     made = study()
