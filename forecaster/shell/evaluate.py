@@ -238,7 +238,7 @@ def _note_worst(study: Study, name: str) -> None:
     medians = values[:-h, None] + np.array([origin.offset[:, middle] for origin in origins][:-h])
     came = np.lib.stride_tricks.sliding_window_view(values[1:], h)
     missed = float(known_mean(np.abs(came - medians).ravel())) / unit
-    if study.worst is None or missed > study.worst.missed:
+    if missed > (study.worst.missed if study.worst else -1.0):  # NaN is not: nothing came that was forecast
         study.worst = Stretch(name, missed, tuple(origins))
 
 

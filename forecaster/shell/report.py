@@ -161,7 +161,9 @@ def _fan(study: Study, origins: Sequence[Origin]) -> str:
     steps, h = list(origins), study.horizon
     came = [at for at, origin in enumerate(steps) if math.isfinite(origin.value)]
     values = [steps[at].value for at in came]
-    starts = [at for at in range(len(steps) - 1, -1, -h) if math.isfinite(steps[at].value)]
+    starts = [came[-1]]
+    while earlier := [at for at in came if at <= starts[-1] - h]:
+        starts.append(earlier[-1])
     fans = {at: steps[at].value + steps[at].offset.astype(np.float64) for at in starts}
     edges = (study.levels.index(0.5), 0, len(study.levels) - 1)
     seen = [*values, *(float(q) for fan in fans.values() for edge in edges for q in fan[:, edge])]

@@ -96,20 +96,23 @@ def test_nothing_is_drawn_outside_or_as_nan(studies: list[Study]) -> None:
 
 
 def test_bars_without_a_tick_are_passed_over_in_the_picture() -> None:
+    """Of 33 steps two have none, 4 and 16 before the end: there the fans begin one step earlier."""
     made = study()
     gaps = [
-        Origin(o.time_s, np.nan, o.offset * np.nan) if t % 4 == 1 else o for t, o in enumerate(made.fans["a"])
+        Origin(o.time_s, np.nan, o.offset * np.nan) if t in {28, 15} else o
+        for t, o in enumerate(made.fans["a"])
     ]
     made.fans = {"a": deque(gaps)}
-    (drawing,) = (
-        s
-        for s in body(report.page([made])).iter("svg")
-        if s.get("aria-label") == "forecasts as fans, and what came"
-    )
-    paths = {p.get("class"): p.get("d") or "" for p in drawing.iter("path")}
-    assert not any("nan" in path for path in paths.values())
-    assert paths["line ink"].count("M") == 1, "one line through what came"
-    assert len(re.findall("[ML]", paths["line ink"])) == sum(np.isfinite(o.value) for o in gaps)
+    name = "forecasts as fans, and what came"
+    (drawing,) = (svg for svg in body(report.page([made])).iter("svg") if svg.get("aria-label") == name)
+    paths = [(path.get("class"), path.get("d") or "") for path in drawing.iter("path")]
+    assert not any("nan" in drawn for _, drawn in paths)
+    (line,) = (drawn for css, drawn in paths if css == "line ink")
+    assert (line.count("M"), line.count("L")) == (1, 30), "one line through what came"
+    x_of = [float(part.split()[0]) for part in re.split("[ML]", line)[1:]]
+    came = [t for t, origin in enumerate(gaps) if np.isfinite(origin.value)]
+    begun = {drawn[1:].split()[0] for css, drawn in paths if css == "line median"}
+    assert begun == {f"{x_of[came.index(t)]:.1f}" for t in (32, 27, 23, 19, 14, 10, 6, 2)}
 
 
 def test_the_page_tells_scores_and_decisions(studies: list[Study]) -> None:
