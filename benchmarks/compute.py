@@ -74,7 +74,7 @@ class Bench:
         yes = np.ones(self.size, bool)
         minutes, week = np.full(self.size, 60.0, np.float32), np.full(self.size, 1.5, np.float32)
         none = np.zeros((self.size, len(self._spec.covariates)), np.float32)
-        return Steps(value, minutes, week, yes, yes, none)
+        return Steps(value, minutes, week, yes, yes, yes, none)
 
     def _grow_up(self) -> None:
         """Plant the rows, and step them until every forecast that waits is due."""

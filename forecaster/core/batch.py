@@ -162,6 +162,7 @@ class Work(NamedTuple):
             spread(self.week[at]),
             spread(self.live[at]),
             spread(np.ones(len(at), bool)),
+            spread(self.source[at] >= 0),
             spread(self.covariates[at]),
         )
 

@@ -123,6 +123,7 @@ class _Flat(NamedTuple):
 
     value: NDArray[np.float64]
     time_s: NDArray[np.float64]
+    came: NDArray[np.bool_]  # a tick did; else a gap was filled
     covariates: Floats  # (step, covariate)
     base: Floats  # (series,)
     begin: Ints  # (series,)
@@ -195,9 +196,14 @@ def _flatten(history: Sequence[Slice], covariates: int) -> _Flat:
         )
         for part in history
     ]
+    nothing = np.zeros(1, np.bool_)
+    filled = [
+        np.broadcast_to(nothing if part.filled is None else part.filled, part.value.shape) for part in history
+    ]
     return _Flat(
         value=np.concatenate([part.value for part in history] or none).astype(np.float64),
         time_s=np.concatenate([part.time_s for part in history] or none).astype(np.float64),
+        came=~np.concatenate([*filled, nothing[:0]]),
         covariates=in_bounds(np.concatenate([*more, np.zeros((0, covariates))])),
         base=np.array([part.value[0] if len(part.value) else 0.0 for part in history], np.float32),
         begin=ends - lengths,
@@ -234,11 +240,7 @@ def _span_s(time_s: NDArray[np.float64], begin: Ints, end: Ints) -> float:
 
 
 def _usable(history: Sequence[Slice], flat: _Flat, spans: Sequence[Span]) -> NDArray[np.bool_]:
-    nothing = np.zeros(1, np.bool_)
-    filled = [
-        np.broadcast_to(nothing if part.filled is None else part.filled, part.value.shape) for part in history
-    ]
-    usable = ~np.concatenate([*filled, nothing[:0]])
+    usable = flat.came.copy()
     names = np.array([part.series for part in history])
     for span in spans:
         inside = (flat.time_s >= span.start_s) & (flat.time_s < span.end_s)
@@ -348,6 +350,7 @@ def _run_lanes(
             (flat.time_s[at] / features.DAY_S % features.WEEK_DAYS).astype(np.float32),
             np.zeros(at.shape, np.bool_),
             real,
+            real & flat.came[at],
             flat.covariates[at],
         )
         steps = Steps(

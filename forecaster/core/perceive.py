@@ -30,6 +30,7 @@ class Steps(NamedTuple):
     week: Float[Array, " batch"]  # days since the week began
     live: Bool[Array, " batch"]  # the forecast is published and will count
     valid: Bool[Array, " batch"]  # not padding
+    came: Bool[Array, " batch"]  # a tick did; what fills a gap, or pads, is no outcome of a forecast
     covariates: Float[Array, "batch covariate"]  # NaN: missing
 
 
@@ -72,7 +73,7 @@ def perceive(
     running, holt_level, holt_slope, alarm, edges, step, known = row.unpack(read(rows.running))
 
     # what waited for this value
-    settled = (count >= jnp.arange(1, horizon + 1)[:, None]) & steps.valid
+    settled = (count >= jnp.arange(1, horizon + 1)[:, None]) & steps.came
     origin = table.origins(rows.origin, idx, count, horizon)
     had, marked = origin[..., :2].T
     scaled, live = jnp.abs(marked), settled & (marked > 0)

@@ -93,7 +93,7 @@ class Recipe:
         idx, real, flag = (result(partial(jnp.zeros, size, kind)) for kind in kinds)
         number = result(partial(jnp.zeros, (), jnp.int32))
         more = result(partial(jnp.zeros, (size, len(spec.covariates)), jnp.float32))
-        steps = Steps(real, real, real, flag, flag, more)
+        steps = Steps(real, real, real, flag, flag, flag, more)
         rewarm, lend = partial(advance.rewarm, spec), partial(birth.lend, spec)
         match name:
             case "advance":

@@ -30,7 +30,7 @@ def steps(values: list[float], valid: list[bool]) -> Steps:
     real = np.full(LANES, 5.0, np.float32)
     value = np.asarray([*values, *[-9e9] * missing], np.float32)
     live, real_one = np.ones(LANES, bool), np.asarray([*valid, *[False] * missing])
-    return Steps(value, real, 0.1 * real, live, real_one, np.zeros((LANES, 0), np.float32))
+    return Steps(value, real, 0.1 * real, live, real_one, real_one, np.zeros((LANES, 0), np.float32))
 
 
 def lanes(*rows: int) -> np.ndarray:

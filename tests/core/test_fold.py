@@ -598,6 +598,16 @@ def test_a_filled_gap_gets_no_forecast_and_a_long_one_starts_anew() -> None:
     assert int(fold.rows.count[0]) == 9  # 100 .. 108; 39 closed before
 
 
+def test_what_fills_a_gap_is_no_outcome() -> None:
+    grid = GridSpec(interval_s=1.0, longest_gap=5)
+    ticks = [Tick("a", float(t), float(t % 5)) for t in [*range(20), *range(23, 41)]]
+    issued, _ = play(make_fold(grid=grid), ticks)
+    there = {*range(20), *range(23, 40)}
+    expected = [sum(t - h in there for t in there) for h in range(1, SPEC.horizon + 1)]
+    assert sum(part.scores.count for part in issued).tolist() == expected
+    assert sum(int(np.isfinite(part.anomaly).sum()) for part in issued) == len(there) - 1  # but for the first
+
+
 # --- compiling ---
 
 

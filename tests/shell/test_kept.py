@@ -98,7 +98,7 @@ def test_a_program_of_many_functions_is_read_whole(place: Path) -> None:
     assert Counted.made == [ROUNDS]
     steps = Steps(
         *np.random.default_rng(0).random((3, 4, 2), np.float32),
-        *np.ones((2, 4, 2), bool),
+        *np.ones((3, 4, 2), bool),
         np.zeros((4, 2, 0), np.float32),
     )
     arguments = serving_of(untrained(SPEC)), rows(), np.array([3, 1], np.int32), steps, np.int32(4)
