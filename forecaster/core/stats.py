@@ -16,6 +16,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from forecaster.core.apart import apart
+
 SEASONS = 6  # candidate season lengths that each series ranks
 # The candidates while no model brings its own, in steps: hours of a day and of a week, days of a week, months of a
 # year, quarters of an hour and five minutes of a day.
@@ -216,7 +218,7 @@ def running_scale(running: Running, value: Array) -> Array:
     The level, which a bad tick does not move, tells what that is; the newest value only what float32 can square.
     """
     floor = SCALE_FLOOR * jnp.abs(running.of("level")) + SQUARED_FLOOR * jnp.abs(value) + 1e-12
-    return jnp.maximum(jnp.maximum(running.of("scale"), SLOW_SHARE * running.of("slow")), floor)
+    return apart(jnp.maximum(jnp.maximum(running.of("scale"), SLOW_SHARE * running.of("slow")), floor))
 
 
 def choose_seasons(
@@ -231,6 +233,7 @@ def choose_seasons(
 
 
 def _season(running: Running, cost: Array, chosen: Array, periods: Array) -> Season:
-    ratio, drift = (jnp.take_along_axis(x, chosen[:, None], axis=1)[:, 0] for x in (cost, running.drift))
+    of_chosen = jnp.arange(SEASONS) == chosen[:, None]
+    ratio, drift = apart(jnp.where(of_chosen, jnp.stack([cost, running.drift]), -jnp.inf).max(2))
     trust = jnp.clip(1.0 - ratio, 0.0, 1.0)
     return Season(jnp.where(trust > 0, periods[chosen], 0), drift, trust)
