@@ -24,7 +24,7 @@ from forecaster.core.experts import Blend
 from forecaster.core.model import ModelSpec, Params
 from forecaster.core.perceive import Percept, Steps, curves_now, perceive
 from forecaster.core.score import Scores
-from forecaster.core.stats import SEASONS, choose_seasons, season_score
+from forecaster.core.stats import choose_seasons, season_score
 from forecaster.core.table import Rows
 
 COLD, WARMING, OK, FALLBACK = range(4)  # status of a forecast
@@ -167,8 +167,7 @@ def rewarm(spec: ModelSpec, serving: Serving, rows: Rows, idx: Int[Array, " batc
         return table.lagged(column, idx, count, lags).astype(jnp.float32)
 
     values = ring(rows.value, rows.value.shape[1])
-    scores = [season_score(values, count, serving.periods[i]) for i in range(SEASONS)]
-    season, drift = (jnp.stack(each, axis=1) for each in zip(*scores, strict=True))
+    season, drift = jax.vmap(season_score, (None, None, 0), 1)(values, count, serving.periods)
     running = memory.running._replace(season=season, drift=drift)
     season, _ = choose_seasons(running, jnp.maximum(count - 1, 0), serving.periods)
     period = season.period[:, None]
