@@ -20,6 +20,7 @@ from forecaster.core.model import Model, ModelSpec
 from forecaster.core.spec import Spec
 from forecaster.core.stats import SEASONS
 from forecaster.core.train import (
+    SHARES,
     Failure,
     Fit,
     Watch,
@@ -28,7 +29,8 @@ from forecaster.core.train import (
     fit,
     fits,
     holdout_loss,
-    last_value_loss,
+    mean,
+    mixed_losses,
     refresh,
 )
 
@@ -160,7 +162,10 @@ def retrain(
         same = np.array_equal(theirs, periods)
         return examples if same else prepare(history, spec, shape, theirs, spans, spec.seed)
 
-    losses = Losses(holdout_loss(fitted.model, examples, spec), last_value_loss(examples, spec, shape), None)
+    by_share = mixed_losses(
+        fitted.model, examples, spec, shares=SHARES
+    )  # from the last value to the network alone
+    losses = Losses(candidate=mean(by_share[-1]), last_value=mean(by_share[0]), serving=None)
     origins = {role.name.lower(): examples.count(role) for role in (Role.TRAIN, Role.HOLDOUT, Role.OLDER)}
     if serving and comparable:
         theirs = seen_by(serving)
@@ -173,7 +178,7 @@ def retrain(
     decision = decide(
         losses, promote or PromoteSpec.model_validate({}), replaces=serving is not None and not comparable
     )
-    card = fitted.model.card.model_copy(update={"first_share": first_share(fitted.model, examples, spec)})
+    card = fitted.model.card.model_copy(update={"first_share": first_share(by_share)})
     model = fitted.model._replace(card=card)
     if decision.promote:
         model = refresh(model, examples, spec, progress)

@@ -48,12 +48,8 @@ class Memory(NamedTuple):
     covariates: Float[Array, "batch packed"]
 
 
-_WIDTHS = (
-    stats.RUNNING,
-    2 + len(Alarm._fields),
-    bounds.STATE,
-    grain.STATE,
-)  # in that column, in front of the covariates
+# Of these in that column, in front of the covariates.
+_WIDTHS = stats.RUNNING, 2 + len(Alarm._fields), bounds.STATE, grain.STATE
 
 
 def pack(memory: Memory) -> Array:

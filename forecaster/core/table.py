@@ -84,8 +84,7 @@ class Rows(NamedTuple):
     running: Array  # float32 (row, running)
     origin: Array  # ring, float32 (row, horizon, 2 + lines): last value; scale, below 0 where the forecast was not
     #                published; experts' few numbers
-    waiting: Array  # triangle, uint16 (row, triangle, word): experts' points, and the quantiles (see
-    #                 `waiting.pack`)
+    waiting: Array  # triangle, uint16 (row, triangle, word): experts' points and quantiles, by `waiting.pack`
     regressors: Array  # ring, float16 (row, horizon, regressors): inputs of the linear expert
     covariance: Array  # float32 (row, pairs of regressors): the linear expert's inverse covariance
     weights: Array  # float32 (row, regressors, horizon): and its weights

@@ -288,20 +288,19 @@ def holdout_windows(examples: Examples, spec: HistorySpec, role: Role = Role.HOL
 
 def holdout_loss(fitted: Model, examples: Examples, spec: TrainSpec, role: Role = Role.HOLDOUT) -> float:
     """Pinball loss on the hold-out, in units of each series' mean change; mean of the series. NaN without any."""
-    return _mean(mixed_losses(fitted, examples, spec, role)[0])
+    return mean(mixed_losses(fitted, examples, spec, role)[0])
 
 
 def last_value_loss(examples: Examples, spec: TrainSpec, shape: ModelSpec) -> float:
     """The same for the last value with the quantiles that its errors had in what is trained on."""
-    return _mean(mixed_losses(network.untrained(shape), examples, spec, shares=(0.0,))[0])
+    return mean(mixed_losses(network.untrained(shape), examples, spec, shares=(0.0,))[0])
 
 
-def first_share(fitted: Model, examples: Examples, spec: TrainSpec) -> float:
+def first_share(losses: np.ndarray) -> float:
     """The network's share in the mix of a series before anything is known of how it does there.
 
-    The mean of those that were best for each series of the hold-out, within FIRST_SHARES.
+    The mean of those that were best for each series of the hold-out, within FIRST_SHARES; `losses` are those of SHARES.
     """
-    losses = mixed_losses(fitted, examples, spec, shares=SHARES)
     return float(np.clip(np.asarray(SHARES)[losses.argmin(0)].mean(), *FIRST_SHARES))
 
 
@@ -326,7 +325,7 @@ def mixed_losses(
 def _loss(
     params: Array, pool: Pool, windows: np.ndarray, examples: Examples, spec: TrainSpec, shape: ModelSpec
 ) -> float:
-    return _mean(_losses(params, pool, windows, examples, spec, shape))
+    return mean(_losses(params, pool, windows, examples, spec, shape))
 
 
 def _losses(
@@ -362,5 +361,6 @@ def _losses(
     return total[known > 0] / known[known > 0]
 
 
-def _mean(losses: np.ndarray) -> float:
+def mean(losses: np.ndarray) -> float:
+    """Of the series; NaN without any."""
     return float(losses.mean()) if len(losses) else float("nan")

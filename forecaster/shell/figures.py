@@ -75,11 +75,9 @@ class Figures:
         awake = np.ones(blend[0].shape, bool)
         warm = np.asarray(table.count)[padded] >= self._fold.spec.warm_up
         awake[experts.NETWORK] = warm & bool(self._fold.model.version)
-        return np.asarray(
-            _weigh(
-                blend, awake, np.float32(self._fold.model.card.first_share), np.asarray(table.running)[padded]
-            )
-        )[..., : len(rows)]
+        first_share = np.float32(self._fold.model.card.first_share)
+        shares = _weigh(blend, awake, first_share, np.asarray(table.running)[padded])
+        return np.asarray(shares)[..., : len(rows)]
 
     def _rise(self, name: str, total: int) -> int:
         """How much a total has risen since it was last told."""

@@ -14,6 +14,7 @@ from forecaster.core.descent import TrainSpec
 from forecaster.core.history import Examples, Role
 from forecaster.core.model import Card, Model, ModelSpec
 from forecaster.core.train import (
+    SHARES,
     Failure,
     Fit,
     Progress,
@@ -150,9 +151,11 @@ def test_the_first_share_is_the_mean_of_what_was_best_for_each_series() -> None:
     target = examples.target.copy()
     target[last] = turned.target[last]
     found = {
-        "right": first_share(good_model(), examples, SPEC),
-        "wrong in one of four": first_share(good_model(), examples._replace(target=target), SPEC),
-        "wrong": first_share(good_model(), turned, SPEC),
+        "right": first_share(mixed_losses(good_model(), examples, SPEC, shares=SHARES)),
+        "wrong in one of four": first_share(
+            mixed_losses(good_model(), examples._replace(target=target), SPEC, shares=SHARES)
+        ),
+        "wrong": first_share(mixed_losses(good_model(), turned, SPEC, shares=SHARES)),
     }
     assert found == pytest.approx({"right": 0.95, "wrong in one of four": 0.75, "wrong": 0.5})
 
