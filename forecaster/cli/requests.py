@@ -3,6 +3,7 @@
 import getpass
 import socket
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -180,11 +181,8 @@ def _show_decision(answer: "Answer") -> None:
 def _require_topic(settings: "Config", topic: str) -> None:
     from forecaster.shell.kafka.log import Log
 
-    log = Log(settings.kafka)
-    try:
+    with closing(Log(settings.kafka)) as log:
         log.required(topic)
-    finally:
-        log.close()
 
 
 def _sender() -> str:

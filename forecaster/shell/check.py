@@ -78,9 +78,8 @@ def _reading(config: Config) -> Iterator[ForecasterError]:
     """Whether the ticks can be read, where no description tells of the right, and what the newest of them hold."""
     log, topic = Log(config.kafka), config.topics.ticks
     try:
-        partitions = log.partitions(topic)
-        ends, starts = log.end_offsets(topic, partitions), log.beginning_offsets(topic, partitions)
-        newest = {p: (max(starts[p], end - LOOKED_AT), end) for p, end in ends.items()}
+        there = log.spans(topic, log.partitions(topic))
+        newest = {p: (max(start, end - LOOKED_AT), end) for p, (start, end) in there.items()}
         records = [r for some in log.read(topic, newest, config.kafka.request_timeout_s) for r in some]
     except ForecasterError as error:
         yield type(error)(f"topics.ticks = {topic!r}: cannot be read: {error}")

@@ -18,7 +18,7 @@ import structlog
 from forecaster.core.history import Span
 from forecaster.core.tick import MAX_SERIES_CHARS, YEAR_1_S
 from forecaster.errors import BrokerError
-from forecaster.shell.kafka.log import Follower, Log, Start
+from forecaster.shell.kafka.log import Follower, Start, read_whole
 from forecaster.shell.kafka.record import Record
 from forecaster.shell.kafka.sink import Sink
 from forecaster.shell.kafka.spec import KafkaSpec
@@ -161,14 +161,9 @@ class Controls:
 
 def read(spec: KafkaSpec, topic: str) -> "Inbox":
     """The topic as it is now. Raises BrokerError."""
-    inbox, log = Inbox(), Log(spec)
-    try:
-        partitions = log.required(topic)
-        starts, ends = log.beginning_offsets(topic, partitions), log.end_offsets(topic, partitions)
-        for records in log.read(topic, {p: (starts[p], ends[p]) for p in partitions}, _READ_TIMEOUT_S):
-            inbox.feed(records)
-    finally:
-        log.close()
+    inbox = Inbox()
+    for records in read_whole(spec, topic, _READ_TIMEOUT_S):
+        inbox.feed(records)
     return inbox
 
 

@@ -175,10 +175,8 @@ class Rebuild:
     def _newest(self, log: Log, partition: int) -> dict[bytes, bytes]:
         """The newest record of each key."""
         topic = self._topics.state
-        begin = log.beginning_offsets(topic, [partition])[partition]
-        end = log.end_offsets(topic, [partition])[partition]
         newest: dict[bytes, bytes] = {}
-        for records in log.read(topic, {partition: (begin, end)}, self._timeout_s):
+        for records in log.read(topic, log.spans(topic, [partition]), self._timeout_s):
             for record in records:
                 newest.pop(record.key or b"", None)
                 if record.value is not None:

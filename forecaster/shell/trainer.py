@@ -259,10 +259,7 @@ class _Topics:
         log, ticks = Log(self._spec), self._job.ticks
         try:
             if not self.offsets:
-                partitions = log.partitions(ticks)
-                first = log.beginning_offsets(ticks, partitions)
-                ends = log.end_offsets(ticks, partitions)
-                self.offsets = newest(first, ends, self._job.history_ticks)
+                self.offsets = newest(log.spans(ticks, log.partitions(ticks)), self._job.history_ticks)
             deadly = hazards(self._spec, ticks, self.offsets)
             aside = {(partition, offset) for partition, known in deadly.items() for offset in known.offsets}
             passed = {partition: known.batches for partition, known in deadly.items()}
@@ -321,18 +318,18 @@ class _Files:
         unfinished.replace(path)
 
 
-def newest(first: Mapping[int, int], ends: Mapping[int, int], most: int) -> dict[int, tuple[int, int]]:
+def newest(there: Mapping[int, tuple[int, int]], most: int) -> dict[int, tuple[int, int]]:
     """The newest `most` offsets of all partitions together: of each the same number, as far as it has them.
 
-    >>> newest({0: 0, 1: 90}, {0: 100, 1: 100}, 50)
+    >>> newest({0: (0, 100), 1: (90, 100)}, 50)
     {0: (60, 100), 1: (90, 100)}
     """
-    lengths = {partition: end - first.get(partition, 0) for partition, end in ends.items()}
+    lengths = {partition: end - start for partition, (start, end) in there.items()}
     left, share = most, {}
     for place, partition in enumerate(sorted(lengths, key=lambda p: lengths[p])):
         share[partition] = min(lengths[partition], left // (len(lengths) - place))
         left -= share[partition]
-    return {partition: (ends[partition] - share[partition], ends[partition]) for partition in sorted(ends)}
+    return {partition: (end - share[partition], end) for partition, (_, end) in sorted(there.items())}
 
 
 # --- the process --------------------------------------------------------------------------------------

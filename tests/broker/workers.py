@@ -71,8 +71,7 @@ def read_all(spec: KafkaSpec, topic: str) -> list[Record]:
     """Everything that a committed read gives now."""
     log = Log(spec)
     try:
-        ends = log.end_offsets(topic, log.partitions(topic))
-        return [r for batch in log.read(topic, {p: (0, end) for p, end in ends.items()}, 30.0) for r in batch]
+        return [r for batch in log.read(topic, log.spans(topic, log.partitions(topic)), 30.0) for r in batch]
     finally:
         log.close()
 

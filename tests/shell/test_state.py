@@ -111,8 +111,8 @@ class FakeLog:
     def beginning_offsets(self, _: str, partitions: Collection[int]) -> dict[int, int]:
         return dict.fromkeys(partitions, 0)
 
-    def end_offsets(self, _: str, partitions: Collection[int]) -> dict[int, int]:
-        return {p: len(self.broker.state[p]) for p in partitions}
+    def spans(self, _: str, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
+        return {p: (0, len(self.broker.state[p])) for p in partitions}
 
     def read(self, topic: str, ranges: Mapping[int, tuple[int, int]], *_: object) -> Iterator[list[Record]]:
         for partition, (start, end) in ranges.items():

@@ -181,16 +181,16 @@ def test_secrets_are_revealed_to_the_pipe_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "ends", "most", "expected"),
+    ("there", "most", "expected"),
     [
-        ({0: 0, 1: 0}, {0: 10, 1: 10}, 100, {0: (0, 10), 1: (0, 10)}),
-        ({0: 5, 1: 0}, {0: 10, 1: 100}, 45, {0: (5, 10), 1: (60, 100)}),
-        ({0: 0, 1: 0, 2: 0}, {0: 9, 1: 9, 2: 9}, 12, {0: (5, 9), 1: (5, 9), 2: (5, 9)}),
-        ({}, {}, 10, {}),
-        ({0: 7}, {0: 7}, 10, {0: (7, 7)}),
+        ({0: (0, 10), 1: (0, 10)}, 100, {0: (0, 10), 1: (0, 10)}),
+        ({0: (5, 10), 1: (0, 100)}, 45, {0: (5, 10), 1: (60, 100)}),
+        ({0: (0, 9), 1: (0, 9), 2: (0, 9)}, 12, {0: (5, 9), 1: (5, 9), 2: (5, 9)}),
+        ({}, 10, {}),
+        ({0: (7, 7)}, 10, {0: (7, 7)}),
     ],
 )
 def test_the_newest_ticks_of_all_partitions_together(
-    first: dict[int, int], ends: dict[int, int], most: int, expected: dict[int, tuple[int, int]]
+    there: dict[int, tuple[int, int]], most: int, expected: dict[int, tuple[int, int]]
 ) -> None:
-    assert newest(first, ends, most) == expected
+    assert newest(there, most) == expected

@@ -67,6 +67,11 @@ class Log:
         asked = _tps(topic, partitions)
         return _by_number(self._ask(lambda c: c.end_offsets(asked, timeout_ms=_CALL_TIMEOUT_MS)))
 
+    def spans(self, topic: str, partitions: Collection[int]) -> dict[int, Span]:
+        """From the first offset to the end of each partition: all that there is to read now."""
+        starts, ends = self.beginning_offsets(topic, partitions), self.end_offsets(topic, partitions)
+        return {partition: (starts[partition], ends[partition]) for partition in partitions}
+
     def offsets_for_times(self, topic: str, times_s: Mapping[int, float]) -> dict[int, int]:
         """The first record at or after a time (epoch s) on each partition; the end if there is none."""
         asked = {TopicPartition(topic, p): max(0, round(time_s * 1000)) for p, time_s in times_s.items()}
@@ -77,7 +82,7 @@ class Log:
     def read(
         self,
         topic: str,
-        ranges: Mapping[int, tuple[int, int]],
+        ranges: Mapping[int, Span],
         timeout_s: float,
         over: Mapping[int, Sequence[Span]] = NOTHING,
     ) -> Iterator[list[Record]]:
@@ -130,6 +135,12 @@ class Log:
             self.close()
             servers = self._spec.bootstrap_servers
             raise fatal(error) or BrokerError(f"no answer from {servers}: {told(error)}") from error
+
+
+def read_whole(spec: KafkaSpec, topic: str, timeout_s: float) -> Iterator[list[Record]]:
+    """A topic from its beginning to where it ends now; a `Log` of its own. Raises BrokerError, also without a topic."""
+    with contextlib.closing(Log(spec)) as reading:
+        yield from reading.read(topic, reading.spans(topic, reading.required(topic)), timeout_s)
 
 
 class Follower:
@@ -296,7 +307,7 @@ def _resolve(asking: Log, topic: str, start: Start, ends: dict[int, int]) -> dic
     return asking.offsets_for_times(topic, dict.fromkeys(ends, start))
 
 
-def _too_late(reader: _Reader, wanted: Mapping[TopicPartition, tuple[int, int]], timeout_s: float) -> str:
+def _too_late(reader: _Reader, wanted: Mapping[TopicPartition, Span], timeout_s: float) -> str:
     where = ", ".join(
         f"{p.topic}/{p.partition} at {reader.positions[p]} of {end}" for p, (_, end) in wanted.items()
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forecaster.errors import BrokerError, DataError
-from forecaster.shell.kafka.log import Follower, Log
+from forecaster.shell.kafka.log import Follower, read_whole
 from forecaster.shell.kafka.sink import Sink
 from forecaster.shell.kafka.spec import KafkaSpec
 from forecaster.shell.models.codec import (
@@ -128,15 +128,8 @@ class Models:
     def read(self, pinned: Collection[str] = ()) -> Registry:
         """The topic as it is now; the files of the pinned versions are held whatever their age."""
         registry = Registry(pinned=pinned)
-        reading = Log(self._spec)
-        try:
-            reading.required(self._topic)
-            start = reading.beginning_offsets(self._topic, [0])[0]
-            end = reading.end_offsets(self._topic, [0])[0]
-            for records in reading.read(self._topic, {0: (start, end)}, _TIMEOUT_S):
-                registry.feed(records)
-        finally:
-            reading.close()
+        for records in read_whole(self._spec, self._topic, _TIMEOUT_S):
+            registry.feed(records)
         return registry
 
     def _write(self, messages: Sequence[Message]) -> None:
