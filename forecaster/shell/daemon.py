@@ -295,22 +295,25 @@ class Daemon(Worker):
         wall_s = time.time()
         for done in settled:
             self.state.settled(done.token)
-            if isinstance(done.token, Sent) and self.state.acknowledged(done.token):
-                self.lifecycle.swapped()
-            if not isinstance(done.token, InFlight):
-                continue
-            flight = done.token
-            n = len(flight.times_s)
-            if not n:
-                continue
-            for status, count in flight.statuses.items():
-                self.metrics.predictions[status].inc(count)
-            self.metrics.prediction_latency.observe_same(done.at_s - flight.polled_s, n)
-            self.metrics.event_to_prediction.observe_many(wall_s - flight.times_s)
-            self.metrics.produced_bytes.inc(flight.sent_bytes)
-            self.metrics.last_prediction.set(wall_s)
+            match done.token:
+                case Sent() as sent if self.state.acknowledged(sent):
+                    self.lifecycle.swapped()
+                case InFlight() as flight if len(flight.times_s):
+                    self._acknowledged(flight, done.at_s, wall_s)
+                case _:
+                    pass
         for counts in self.tally.take(self.delivery.committed):
             self._count(counts)
+
+    def _acknowledged(self, flight: InFlight, at_s: float, wall_s: float) -> None:
+        """The predictions of a batch are on the log."""
+        m = self.metrics
+        for status, count in flight.statuses.items():
+            m.predictions[status].inc(count)
+        m.prediction_latency.observe_same(at_s - flight.polled_s, len(flight.times_s))
+        m.event_to_prediction.observe_many(wall_s - flight.times_s)
+        m.produced_bytes.inc(flight.sent_bytes)
+        m.last_prediction.set(wall_s)
 
     # ------------------------------------------------------------------ housekeeping, reports
 
