@@ -78,11 +78,12 @@ class Rebuild:
         timeout_s: float = 60.0,
         retries: int = 3,
     ) -> None:
-        """Pages have to be of this source and layout; without one at most `most` records before an end are read, and
-        none of the batches that were `passed` over; nothing where these are all there is.
+        """Only pages of this source and layout are used; where there is none, at most `most` records before an end are
+        read. Batches that were `passed` over are not read, and a log that has nothing else before its
+        end is left alone.
 
-        Gives up, a partition at a time where it can, after `retries` attempts in a row of `timeout_s` without any
-        progress.
+        After `retries` attempts in a row, each of `timeout_s` without any progress, it gives up: on one partition
+        where it can, else on all that are left.
         """
         self.ends = dict(ends)
         self.partitions = frozenset(ends)
