@@ -148,16 +148,21 @@ def test_what_a_terminal_would_act_on_is_escaped() -> None:
     assert line.isprintable()
 
 
-def test_versions_of_models_are_never_cut_and_can_be_had_as_json(
+def test_the_table_of_models_is_never_cut_and_can_be_had_as_json(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = [f"20260101-00000{n}-{'abcdef01' * 4}" for n in range(3)]
-    cards = [{"parent": parent, "steps_taken": 400} for parent in ("", *versions)]
+    scores = {
+        who: {"loss": loss} for who, loss in (("candidate", 0.5), ("serving", 0.625), ("last_value", 1.0))
+    }
+    cards = [{"parent": parent, "steps_taken": 400, "scores": scores} for parent in ("", *versions)]
     stored = [Stored(v, {}, card, b"") for v, card in zip(versions, cards, strict=False)]
     entries = [Entry(one, serving=n == 2) for n, one in enumerate(stored)]
     monkeypatch.setattr(Models, "versions", lambda _: entries)
     shown = call("models", "list", COLUMNS="40").shown
     lines = shown.splitlines()
+    assert shown.count("0.5000, 0.6250, 1.0000") == 3
+    assert "serving" in next(line for line in lines if line.startswith(f"│ {versions[2]}"))
     for n, version in enumerate(versions):
         assert sum(version in line for line in lines) == 1 + (n < 2), "its own line, and that of its child"
     told = [json.loads(line) for line in call("models", "list", "--json").shown.splitlines()]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
 
 from forecaster.errors import ConfigError, ForecasterError
 
@@ -23,6 +25,7 @@ ConfigPath = Annotated[
     typer.Option("--config", "-c", envvar="FORECASTER_CONFIG", help="TOML file. Without it: the defaults."),
 ]
 REFUSED = 1  # exit code where what was asked for was tried and did not happen
+WIDEST = 1000  # columns of a table
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
@@ -55,6 +58,12 @@ def event_s(option: str, text: str) -> float:
 def printable(text: str) -> str:
     """Text from elsewhere, with what a terminal would act on escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def show(table: Table) -> None:
+    """A table as wide as what is in it, however narrow the terminal: other commands ask for names in it."""
+    table.width = Measurement.get(out, out.options.update(max_width=WIDEST), table).maximum
+    out.print(table)
 
 
 def complain(error: ForecasterError) -> None:

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from forecaster.cli.console import ConfigPath, load, out, printable
+from forecaster.cli.console import ConfigPath, load, out, printable, show
 from forecaster.errors import ConfigError
 from forecaster.shell.times import shown_time
 
@@ -33,15 +33,8 @@ def list_models(
             typer.echo(orjson.dumps(told).decode())
         return
     table = Table()
-    names = [name for entry in entries for name in (entry.stored.version, _parent(entry.stored))]
-    # Other commands ask for them: they are never cut, however narrow the terminal.
-    whole = max(map(len, names), default=0)
-    table.add_column("version", no_wrap=True, min_width=whole)
-    table.add_column("")
-    table.add_column("made")
-    table.add_column("parent", no_wrap=True, min_width=whole)
-    table.add_column("steps")
-    table.add_column("hold-out loss (candidate, serving, last value)")
+    for name in ("version", "", "made", "parent", "steps", "hold-out loss\n(candidate, serving, last value)"):
+        table.add_column(name)
     for entry in entries:
         card = entry.stored.card
         table.add_row(
@@ -52,7 +45,10 @@ def list_models(
             str(card.get("steps_taken", "")),
             _losses(card.get("scores", {})),
         )
-    out.print(table if table.row_count else "no model yet")
+    if entries:
+        show(table)
+    else:
+        out.print("no model yet")
 
 
 @app.command("show")

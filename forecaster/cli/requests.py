@@ -20,6 +20,7 @@ from forecaster.cli.console import (
     load,
     out,
     printable,
+    show,
 )
 from forecaster.errors import BrokerError, ConfigError
 from forecaster.shell.times import shown_time
@@ -115,9 +116,7 @@ def list_annotations(
             typer.echo(orjson.dumps(told).decode())
         return
     table = Table()
-    whole = max(map(len, held), default=0)
-    table.add_column("id", no_wrap=True, min_width=whole)  # `withdraw` asks for it: it is never cut
-    for name in ("series", "from", "to", "annotated", "by"):
+    for name in ("id", "series", "from", "to", "annotated", "by"):
         table.add_column(name)
     for request, span in held.values():
         table.add_row(
@@ -128,7 +127,10 @@ def list_annotations(
             shown_time(request.at_s),
             escape(printable(request.sender)),
         )
-    out.print(table if table.row_count else "nothing is left out of training")
+    if held:
+        show(table)
+    else:
+        out.print("nothing is left out of training")
 
 
 @annotations.command("withdraw")

@@ -20,6 +20,7 @@ from forecaster.core.model import Model, ModelSpec
 from forecaster.core.spec import Spec
 from forecaster.core.stats import SEASONS
 from forecaster.core.train import (
+    LEAST_ORIGINS,
     SHARES,
     Failure,
     Fit,
@@ -186,17 +187,21 @@ def retrain(
 
 
 def too_short(history: Sequence[Slice], spec: TrainSpec, shape: ModelSpec) -> str:
-    """What to say of a history in which no series is long enough to be trained on, however many there are; else "".
+    """What to say of a history that has too few steps to train on, in each series or in all of them; else "".
 
     A step is trained on where its series is warm, and knows its targets before the hold-out begins.
     """
     if not history:
         return ""
-    least, longest = shape.warm_up + shape.horizon, max(len(part.value) for part in history)
-    while least - round(least * spec.holdout_ratio) < shape.warm_up + shape.horizon:
+    lengths = [len(part.value) for part in history]
+    before = shape.warm_up + shape.horizon
+    least, longest = before, max(lengths)
+    while least - round(least * spec.holdout_ratio) < before:
         least += 1
     if longest >= least:
-        return ""
+        most = sum(max(0, steps - round(steps * spec.holdout_ratio) - before + 1) for steps in lengths)
+        short = f"of {sum(lengths):,} steps at most {most} can be trained on, and {LEAST_ORIGINS} have to be"
+        return short if most < LEAST_ORIGINS else ""
     return (
         f"the longest series has {longest:,} steps, and none is trained on below {least}: model.warm_up ="
         f" {shape.warm_up} and model.horizon = {shape.horizon} have to lie before its hold-out"

@@ -20,7 +20,7 @@ from forecaster.core.promote import (
     retrain,
     too_short,
 )
-from forecaster.core.train import Failure
+from forecaster.core.train import LEAST_ORIGINS, Failure
 
 SPEC = PromoteSpec(margin_ratio=0.01)
 SHAPE = ModelSpec(hidden=8, horizon=3, warm_up=8, context_length=32, dropout=0.0, covariates=("driver",))
@@ -250,8 +250,22 @@ def test_that_all_series_are_too_short_is_said_with_the_length_from_which_one_is
     assert said.startswith(
         f"the longest series has {least - 1} steps, and none is trained on below {least}: "
     )
-    assert too_short(walks(steps=least, series=1), TRAIN, SHAPE) == ""
+    assert too_short(walks(steps=least, series=300), TRAIN, SHAPE) == ""
     assert too_short([], TRAIN, SHAPE) == ""
+
+
+def test_that_all_series_together_are_too_short_is_said_with_what_they_come_to() -> None:
+    def trained_on(steps: int) -> int:
+        periods = np.zeros(stats.SEASONS, np.int32)
+        return prepare(walks(steps, series=3), TRAIN, SHAPE, periods).count(Role.TRAIN)
+
+    enough = next(steps for steps in range(30, 300) if trained_on(steps) >= LEAST_ORIGINS)
+    said = too_short(walks(enough - 1, series=3), TRAIN, SHAPE)
+    assert said.startswith(
+        f"of {3 * (enough - 1)} steps at most {trained_on(enough - 1)} can be trained on, and 200 "
+    )
+    assert retrain(walks(enough - 1, series=3), TRAIN, SHAPE) is Failure.NO_DATA
+    assert too_short(walks(enough, series=3), TRAIN, SHAPE) == ""
 
 
 def test_an_empty_log_or_one_that_is_left_out_gives_no_data() -> None:

@@ -63,6 +63,17 @@ def test_settings_that_contradict_each_other_are_refused_with_the_mend(
         KafkaSpec(**settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("session_timeout_s", [1.0, 5.0, 6.0, 8.0, 30.0])
+def test_a_heartbeat_is_never_above_a_third_of_the_session_of_which_the_client_warns(
+    session_timeout_s: float,
+) -> None:
+    settings = member_settings(KafkaSpec(session_timeout_s=session_timeout_s))
+    heartbeat_ms, session_ms = settings["heartbeat_interval_ms"], settings["session_timeout_ms"]
+    assert isinstance(heartbeat_ms, int)
+    assert isinstance(session_ms, int)
+    assert 0 < 3 * heartbeat_ms <= session_ms
+
+
 def test_the_client_knows_every_keyword() -> None:
     spec = KafkaSpec(
         instance_id="worker-1",

@@ -114,7 +114,7 @@ def member_settings(spec: KafkaSpec) -> Settings:
         "auto_offset_reset": "none",
         "partition_assignment_strategy": [CooperativeStickyAssignor],
         "session_timeout_ms": _ms(spec.session_timeout_s),
-        "heartbeat_interval_ms": _ms(spec.heartbeat_s),
+        "heartbeat_interval_ms": int(1000 * spec.heartbeat_s),  # down: the client warns above a third
         "max_poll_interval_ms": _ms(spec.max_poll_interval_s),
     }
 
