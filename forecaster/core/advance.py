@@ -62,7 +62,7 @@ def foretell(
 ) -> tuple[Rows, Forecasts, Scores]:
     """Settle what waited, and forecast. The changes hold what `perceive` left as it was until here."""
     levels, median = spec.levels, spec.median
-    settled, actual = percept.settled, percept.actual
+    settled, telling, actual = percept.settled, percept.telling, percept.actual
     count = changes.count - 1
 
     # 1. settle
@@ -72,8 +72,8 @@ def foretell(
     fell = bounds.settle(score.below(waited, actual), waited, actual, percept.stopped)
     slope = apart(fell - jnp.asarray(levels, jnp.float32)[:, None])
     blend = Blend(*row.batch_last(changes.blend))
-    blend, unit = experts.settle(blend, percept.points, waited, slope, settled, levels, serving.first_share)
-    offset = calibrate.settle(row.batch_last(changes.offset), slope, unit, settled)
+    blend, unit = experts.settle(blend, percept.points, waited, slope, telling, levels, serving.first_share)
+    offset = calibrate.settle(row.batch_last(changes.offset), slope, unit, telling)
 
     # 2. one cell step, and the head
     moved, y = model.step(spec, serving.params, changes.carry, percept.x)

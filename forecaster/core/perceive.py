@@ -43,6 +43,7 @@ class Percept(NamedTuple):
     direct: Float[Array, "batch feature"]  # direct inputs
     actual: Float[Array, "horizon batch"]  # what came, in scales, for the forecasts of 1.. steps ago
     settled: Bool[Array, "horizon batch"]
+    telling: Bool[Array, "horizon batch"]  # those of them that teach: the series was not standing still
     waited: Float[Array, "horizon level batch"]  # their quantiles
     points: Float[Array, "expert horizon batch"]  # what the experts had said; NaN: nothing
     lines: Float[Array, "line batch"]  # what they say now
@@ -86,13 +87,14 @@ def perceive(
     blend = Blend(*row.batch_last(read(rows.blend)))
     sounded = experts.sound(alarm, actual[0], blend.error[experts.LAST, 0])
     alarm = Alarm(*(jnp.where(settled[0], new, old) for new, old in zip(sounded, alarm, strict=True)))
-    error = experts.follow(blend.error, points, actual, settled, count)
 
     # the window and the statistics
     past = table.lagged(
         rows.value, idx, count, jnp.broadcast_to(jnp.arange(features.LEAD, 0, -1), (batch, features.LEAD))
     )
     past = jnp.where((count > 0)[:, None], past, value[:, None])
+    telling = settled & ~stats.stands(running, count, past, horizon)
+    error = experts.follow(blend.error, points, actual, telling, count)
     one_period_ago = jnp.broadcast_to(periods, (batch, stats.SEASONS))
     lagged = table.lagged(rows.value, idx, count, one_period_ago)
     running, taken = stats.observe(running, count, value, steps.dt_s, past, lagged, periods)
@@ -152,6 +154,7 @@ def perceive(
         direct=direct,
         actual=actual,
         settled=settled,
+        telling=telling,
         waited=waited,
         points=points,
         lines=lines_now / scale,

@@ -35,6 +35,9 @@ PRIOR_STEPS = 2.0  # steps that the scale lent to a newborn series counts for
 WILD = 256.0  # scales; a change beyond is a bad tick or the first of a new level
 GROWTH = 4.0  # times its scale that one change may make of it
 OWN = 8  # changes of its own after which a series has forgotten the scale that it was lent
+OFTEN_STILL = (
+    0.5  # share of steps without a change from which on it is nothing special that a series stands still
+)
 SLOW_SHARE = 0.1  # of the slow scale that the running scale never falls below
 SCALE_FLOOR = 1e-7  # of the level, relative to the base: float32 resolves no less
 SQUARED_FLOOR = 1e-14  # of the value, relative to the base: the square of their ratio is finite
@@ -56,6 +59,7 @@ SCALARS = {
 MEMORIES, PRIORS = np.array([*SCALARS.values()], np.float32).T[..., None]
 LENT = np.arange(len(SCALARS))[:, None] < 3  # the first of them, which others lend to a newborn series
 TAME = np.isin([*SCALARS], ["level", "spread"])[:, None]  # those that a wild change leaves as they are
+HELD = np.isin([*SCALARS], ["slow", "still"])[:, None]  # those that stay as they are while a series stands
 RUNNING = len(SCALARS) + len(MEANS) + 2 * SEASONS  # floats of a packed `Running`
 
 
@@ -141,6 +145,9 @@ def observe(
     most = jnp.maximum(old, usual) * jnp.where(shock, GROWTH, 1.0)
     moved = jnp.where(LENT & ~tame, jnp.clip(moved, old, most), moved)
     moved = jnp.where(TAME & ~tame, old, moved)
+    stood = stands(running, count, past, 1)[0]
+    moved = jnp.where(HELD & stood & (size == 0), old, moved)
+    moved = jnp.where(LENT & stood & (size > 0), jnp.maximum(moved, running.of("slow")), moved)
     own = _own_scale(running, count, value, past)
     moved = jnp.where(LENT & (own > 0), own, moved)
     lent = LENT & (count == 0)
@@ -157,6 +164,19 @@ def observe(
         drift=running.drift + jnp.where(seen, rate * (across - running.drift), 0.0),
     )
     return after, Taken(own, tame)
+
+
+def stands(
+    running: Running, count: Int[Array, " batch"], past: Float[Array, "batch lead"], steps: int
+) -> Bool[Array, "step batch"]:
+    """Whether a series that moves at most steps was standing still 1 .. `steps` steps ago: FAR_STEPS without a change.
+
+    Such is a sensor that hangs. What it tells says nothing about how it will move when it goes on.
+    """
+    ago = np.minimum(np.arange(1, steps + 1), past.shape[1] - FAR_STEPS)[:, None]
+    changed = (jnp.diff(past, axis=1) != 0).T
+    moved = changed[-ago - np.arange(FAR_STEPS)].any(1)
+    return ~moved & (count >= ago + FAR_STEPS) & (running.of("still") < OFTEN_STILL)
 
 
 def _judge_change(

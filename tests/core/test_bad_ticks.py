@@ -96,3 +96,22 @@ def test_a_row_that_began_with_a_bad_tick_begins_anew_and_one_that_grows_does_no
     assert starts([float(2**i) for i in range(20)]) == [0]
     late = [20.0] * (YOUNG + 1) + [-9999.0, 20.0, 20.1, 20.0]
     assert starts(late) == [0]  # it knows itself by then, and forgets nothing for one bad tick
+
+
+@pytest.mark.parametrize("around", ["a level", "nothing"])
+def test_intervals_hold_after_a_sensor_hung(around: str) -> None:
+    """They are narrow while it stands still, and as wide as before from the first tick that moves on."""
+    steps, end = 12, STEPS - 100
+    rng = np.random.default_rng(3)
+    free = rng.normal(size=(steps, STEPS)) * STEP
+    values = 20 + (free if around == "a level" else np.cumsum(free, 1))
+    values[:, BAD_AT:end] = values[:, [BAD_AT - 1]]
+    found = bands({f"sensor {i}": row for i, row in enumerate(values)})
+    quantiles = np.stack([found[f"sensor {i}"] for i in range(steps)])
+    width = quantiles[..., -1] - quantiles[..., 0]
+    came = np.diff(values, axis=1) / STEP
+    held = (quantiles[:, :-1, 0] < came) & (came < quantiles[:, :-1, -1])
+    usual = width[:, BAD_AT - 100 : BAD_AT].mean()
+    assert width[:, end - 200 : end].mean() < 0.2 * usual
+    assert held[:, end : STEPS - 1].mean() > 0.72
+    assert 0.75 < width[:, end:].mean() / usual < 1.35

@@ -136,3 +136,23 @@ def test_packed_statistics_are_unpacked_as_they_were() -> None:
     running = observed(season(30))[-1]
     for mine, theirs in zip(running, stats.unpack(stats.pack(running)), strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_sensor_that_hangs_goes_on_with_the_scale_that_it_had() -> None:
+    before, hung = 100, 120
+    walk = np.cumsum(np.random.default_rng(2).normal(size=before))
+    found = observed(np.r_[walk, np.full(hung, walk[-1]), walk[-1] + 0.01])
+    judged = found[before + stats.FAR_STEPS - 1]  # it has stood still for so long
+    standing, moving = found[-2:]
+    for name in ("slow", "still"):
+        np.testing.assert_array_equal(standing.of(name), judged.of(name))
+    assert scale_of(standing) < 0.2 * scale_of(found[before - 1])
+    assert scale_of(moving) == float(judged.of("slow")[0])
+
+
+def test_a_series_that_often_stands_still_forgets_its_scale_as_it_does() -> None:
+    moves = np.arange(100) % 5 == 0
+    walk = np.cumsum(np.random.default_rng(2).normal(size=100) * moves)
+    found = observed(np.r_[walk, np.full(120, walk[-1])])
+    assert float(found[-1].of("still")[0]) > float(found[99].of("still")[0]) > stats.OFTEN_STILL
+    assert float(found[-1].of("slow")[0]) < 0.6 * float(found[99].of("slow")[0])
