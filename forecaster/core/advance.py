@@ -18,7 +18,19 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from forecaster.core import bounds, calibrate, experts, features, grain, model, row, score, table, waiting
+from forecaster.core import (
+    bounds,
+    calibrate,
+    experts,
+    features,
+    grain,
+    model,
+    row,
+    score,
+    shift,
+    table,
+    waiting,
+)
 from forecaster.core.apart import apart
 from forecaster.core.experts import Blend
 from forecaster.core.model import ModelSpec, Params
@@ -162,20 +174,23 @@ def rewarm(spec: ModelSpec, serving: Serving, rows: Rows, idx: Int[Array, " batc
     memory = row.unpack(table.whole(rows.running, idx))
     time, batch = spec.context_length, idx.shape[0]
 
-    def ring(column: Array, length: int, ago: Array | int = 0) -> Array:
-        lags = jnp.arange(length, 0, -1) + jnp.zeros((batch, 1), jnp.int32) + ago
-        return table.lagged(column, idx, count, lags).astype(jnp.float32)
+    def lags(length: int, ago: Array | int = 0) -> Array:
+        return jnp.arange(length, 0, -1) + jnp.zeros((batch, 1), jnp.int32) + ago
 
-    values = ring(rows.value, rows.value.shape[1])
+    def values_of(length: int, ago: Array | int = 0) -> Array:
+        steps = lags(length, ago)
+        return shift.seen(memory.shift, table.lagged(rows.value, idx, count, steps), steps - 1)
+
+    values = values_of(rows.value.shape[1])
     season, drift = jax.vmap(season_score, (None, None, 0), 1)(values, count, serving.periods)
     running = memory.running._replace(season=season, drift=drift)
     season, _ = choose_seasons(running, jnp.maximum(count - 1, 0), serving.periods)
     period = season.period[:, None]
-    trace = ring(rows.trace, time)
+    trace = table.lagged(rows.trace, idx, count, lags(time)).astype(jnp.float32)
     dts = jnp.exp(trace[..., 1])
-    one_ago, next_ago = ring(rows.value, time, period), ring(rows.value, time, jnp.maximum(period - 1, 0))
+    one_ago, next_ago = values_of(time, period), values_of(time, jnp.maximum(period - 1, 0))
     own = features.recurrent_inputs(
-        ring(rows.value, time + features.LEAD),
+        values_of(time + features.LEAD),
         jnp.exp(trace[..., 0]),
         dts,
         trace[..., 2],

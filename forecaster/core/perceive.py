@@ -10,12 +10,13 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from forecaster.core import bounds, covariates, experts, features, grain, row, stats, table, waiting
+from forecaster.core import bounds, covariates, experts, features, grain, row, shift, stats, table, waiting
 from forecaster.core.experts import Alarm, Blend, Linear
 from forecaster.core.features import Sight
 from forecaster.core.grain import Grain
 from forecaster.core.model import ModelSpec
 from forecaster.core.row import Memory
+from forecaster.core.shift import Shift
 from forecaster.core.stats import Running, Season
 from forecaster.core.table import Rows
 
@@ -43,7 +44,7 @@ class Percept(NamedTuple):
     direct: Float[Array, "batch feature"]  # direct inputs
     actual: Float[Array, "horizon batch"]  # what came, in scales, for the forecasts of 1.. steps ago
     settled: Bool[Array, "horizon batch"]
-    telling: Bool[Array, "horizon batch"]  # those of them that teach: the series was not standing still
+    telling: Bool[Array, "horizon batch"]  # of these the ones that teach
     waited: Float[Array, "horizon level batch"]  # their quantiles
     points: Float[Array, "expert horizon batch"]  # what the experts had said; NaN: nothing
     lines: Float[Array, "line batch"]  # what they say now
@@ -71,7 +72,7 @@ def perceive(
         return table.whole(column, idx)
 
     count, base, value = read(rows.count), read(rows.base), steps.value
-    running, holt_level, holt_slope, alarm, edges, step, known = row.unpack(read(rows.running))
+    running, holt_level, holt_slope, alarm, edges, step, moves, known = row.unpack(read(rows.running))
 
     # what waited for this value
     settled = (count >= jnp.arange(1, horizon + 1)[:, None]) & steps.came
@@ -85,41 +86,37 @@ def perceive(
     edges = bounds.observe(edges, value, had, _reached(waited, scaled, spec.levels), settled)
     points = experts.assemble(origin[..., 2:].T, curves)
     blend = Blend(*row.batch_last(read(rows.blend)))
-    sounded = experts.sound(alarm, actual[0], blend.error[experts.LAST, 0])
-    alarm = Alarm(*(jnp.where(settled[0], new, old) for new, old in zip(sounded, alarm, strict=True)))
 
     # the window and the statistics
-    past = table.lagged(
-        rows.value, idx, count, jnp.broadcast_to(jnp.arange(features.LEAD, 0, -1), (batch, features.LEAD))
-    )
-    past = jnp.where((count > 0)[:, None], past, value[:, None])
-    telling = settled & ~stats.stands(running, count, past, horizon)
-    error = experts.follow(blend.error, points, actual, telling, count)
+    lags = jnp.broadcast_to(jnp.arange(features.LEAD, 0, -1), (batch, features.LEAD))
+    came = jnp.where((count > 0)[:, None], table.lagged(rows.value, idx, count, lags), value[:, None])
+    moving = ~stats.stands(running, count, came, horizon)
     one_period_ago = jnp.broadcast_to(periods, (batch, stats.SEASONS))
-    lagged = table.lagged(rows.value, idx, count, one_period_ago)
+    lagged = shift.seen(moves, table.lagged(rows.value, idx, count, one_period_ago), one_period_ago - 1)
+    past = shift.seen(moves, came, lags - 1)
     running, taken = stats.observe(running, count, value, steps.dt_s, past, lagged, periods)
+    seasons = stats.choose_seasons(running, count, periods)
+    told = stats.told(running, seasons[0], periods, lagged)
+    moves, moved = shift.observe(moves, value - told, count)
+    running = stats.move(running, moved, shift.CONFIRM)
+    past = shift.seen(moves, came, lags)
+
+    # what teaches
+    informed = settled & shift.here(moves, horizon)
+    telling = informed & moving
+    sounded = experts.sound(alarm, actual[0], blend.error[experts.LAST, 0])
+    alarm = Alarm(*(jnp.where(informed[0], new, old) for new, old in zip(sounded, alarm, strict=True)))
+    error, misjudged = _errors_now(blend.error, points, actual, telling, count, taken.own)
     step = grain.observe(step, jnp.where(taken.tame, value - past[:, -1], 0.0), count)
     scale = stats.running_scale(running, value)
-    misjudged = experts.misjudged(error, taken.own)
-    error = jnp.where(misjudged, experts.newborn(horizon).error[:, :, None], error)
     holt_level, holt_slope = experts.holt(holt_level, holt_slope, count, value)
     known, signals = covariates.observe(known, steps.covariates)
 
-    # the seasons
-    seasons = stats.choose_seasons(running, count, periods)
-    sight, ago = _look_back(spec, rows, idx, value, scale, past, running, seasons)
-
-    # the linear expert
-    linear = Linear(read(rows.covariance), read(rows.weights))
-    oldest = rows.regressors.at[idx, jnp.remainder(count, horizon)].get(mode="clip").astype(jnp.float32)
-    path = (
-        jnp.concatenate([past[:, -(horizon - 1) :], value[:, None]], axis=1)
-        if horizon > 1
-        else value[:, None]
-    )
-    target = features.squash((path - had[-1][:, None]) / jnp.maximum(scaled[-1][:, None], 1e-30))
-    usual = jnp.maximum(error[-1].mean(0), 1e-3)
-    linear = experts.learn(linear, oldest, jnp.clip(target, -30.0, 30.0), usual, settled[-1])
+    # what it looks back on, and the linear expert
+    sight, ago = _look_back(spec, rows, idx, value, scale, past, running, seasons, moves)
+    path = jnp.concatenate([came, value[:, None]], axis=1)[:, -horizon:]
+    gone = (path - had[-1][:, None]) / jnp.maximum(scaled[-1][:, None], 1e-30)
+    linear = _learned(rows, idx, gone, jnp.maximum(error[-1].mean(0), 1e-3), informed[-1])
     x_linear = experts.regressors(sight)
     said = experts.predict(linear, x_linear)
 
@@ -137,14 +134,13 @@ def perceive(
     x = jnp.concatenate([own, signals], axis=1)
     direct = features.direct_inputs(sight, running, scale, seasons, steps.week, said, _errors(error))
 
-    span = jnp.clip(count, 1, experts.DRIFT_STEPS).astype(jnp.float32)
     lines_now = jnp.stack(
         [
             running.mean[:, experts.FAST] - value,
             running.mean[:, experts.SLOW] - value,
             holt_level - value,
             holt_slope,
-            (value - past[:, -experts.DRIFT_STEPS]) / span,
+            (value - past[:, -experts.DRIFT_STEPS]) / jnp.clip(count, 1, experts.DRIFT_STEPS),
         ]
     )
     percept = Percept(
@@ -170,15 +166,14 @@ def perceive(
         grain=step,
     )
     trace = jnp.stack([jnp.log(scale), jnp.log(steps.dt_s + 1e-6), steps.week], axis=1)
-    silent = curves_now(percept, jnp.full((horizon, batch), jnp.nan))
     changes = Rows(
         count=count + 1,
         base=base,
         value=value,
         trace=jnp.concatenate([trace, signals], axis=1),
-        running=row.pack(Memory(running, holt_level, holt_slope, alarm, edges, step, known)),
+        running=row.pack(Memory(running, holt_level, holt_slope, alarm, edges, step, moves, known)),
         origin=jnp.stack([value, jnp.where(steps.live, scale, -scale), *percept.lines], axis=1),
-        waiting=waiting.pack(silent, waited),
+        waiting=waiting.pack(curves_now(percept, jnp.full((horizon, batch), jnp.nan)), waited),
         regressors=x_linear,
         covariance=linear.covariance,
         weights=linear.weights,
@@ -201,6 +196,34 @@ def _reached(
     return waited[:, low] * scale, waited[:, high] * scale
 
 
+def _errors_now(
+    error: Float[Array, "expert horizon batch"],
+    points: Float[Array, "expert horizon batch"],
+    actual: Float[Array, "horizon batch"],
+    telling: Bool[Array, "horizon batch"],
+    count: Int[Array, " batch"],
+    own: Float[Array, " batch"],
+) -> tuple[Float[Array, "expert horizon batch"], Bool[Array, " batch"]]:
+    """The experts' mean absolute errors; begun anew where the second says that their units did not fit."""
+    error = experts.follow(error, points, actual, telling, count)
+    misjudged = experts.misjudged(error, own)
+    return jnp.where(misjudged, experts.newborn(len(actual)).error[:, :, None], error), misjudged
+
+
+def _learned(
+    rows: Rows,
+    idx: Int[Array, " batch"],
+    gone: Float[Array, "batch horizon"],
+    usual: Float[Array, " batch"],
+    known: Bool[Array, " batch"],
+) -> Linear:
+    """The linear expert, once it knows how far a series has gone since the oldest origin that waits, in scales."""
+    count, horizon = table.whole(rows.count, idx), gone.shape[1]
+    oldest = rows.regressors.at[idx, jnp.remainder(count, horizon)].get(mode="clip").astype(jnp.float32)
+    linear = Linear(table.whole(rows.covariance, idx), table.whole(rows.weights, idx))
+    return experts.learn(linear, oldest, jnp.clip(features.squash(gone), -30.0, 30.0), usual, known)
+
+
 def _look_back(
     spec: ModelSpec,
     rows: Rows,
@@ -210,18 +233,22 @@ def _look_back(
     past: Float[Array, "batch lead"],
     running: Running,
     seasons: tuple[Season, Season],
+    moves: Shift,
 ) -> tuple[Sight, Float[Array, "batch horizon_and_origin"]]:
     """What the window and the seasons tell at a step that is not written yet, and the values one best season ago."""
     count = table.whole(rows.count, idx)
 
+    def ago(lags: Int[Array, "batch lag"]) -> Array:
+        return shift.seen(moves, table.lagged(rows.value, idx, count, lags), lags)
+
     def seasons_ago(season: Season, cycles: int) -> Array:
         lags = features.season_lags(season.period, spec.horizon, cycles)
-        found = table.lagged(rows.value, idx, count, lags.reshape(len(idx), -1)).reshape(lags.shape)
+        found = ago(lags.reshape(len(idx), -1)).reshape(lags.shape)
         return jnp.where((lags > 0) & (count > 0)[:, None, None], found, value[:, None, None])
 
     def before(season: Season) -> Array:
         """Values WAKE steps before those one season ago."""
-        return table.lagged(rows.value, idx, count, season.period[:, None] + jnp.asarray(features.WAKE))
+        return ago(season.period[:, None] + jnp.asarray(features.WAKE))
 
     best, second = seasons_ago(seasons[0], features.CYCLES), seasons_ago(seasons[1], 1)[:, 0]
     wakes = before(seasons[0]), before(seasons[1])

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from forecaster.core import bounds, covariates, experts, grain, stats, waiting
+from forecaster.core import bounds, covariates, experts, grain, shift, stats, waiting
 from forecaster.core.bounds import Bounds
 from forecaster.core.experts import Alarm
 from forecaster.core.grain import Grain
 from forecaster.core.model import ModelSpec
+from forecaster.core.shift import Shift
 from forecaster.core.stats import Running
 from forecaster.core.table import Layout
 
@@ -45,26 +46,27 @@ class Memory(NamedTuple):
     alarm: Alarm
     bounds: Bounds
     grain: Grain
+    shift: Shift
     covariates: Float[Array, "batch packed"]
 
 
 # Of these in that column, in front of the covariates.
-_WIDTHS = stats.RUNNING, 2 + len(Alarm._fields), bounds.STATE, grain.STATE
+_WIDTHS = stats.RUNNING, 2 + len(Alarm._fields), bounds.STATE, grain.STATE, shift.STATE
 
 
 def pack(memory: Memory) -> Array:
     """As the column."""
     trend = jnp.stack([memory.level, memory.slope, *memory.alarm], axis=1)
-    more = jnp.stack([*memory.bounds, *memory.grain], axis=1)
+    more = jnp.stack([*memory.bounds, *memory.grain, *memory.shift], axis=1)
     return jnp.concatenate([stats.pack(memory.running), trend, more, memory.covariates], axis=1)
 
 
 def unpack(packed: Array) -> Memory:
     """The same, read."""
-    running, trend, edges, step, rest = jnp.split(packed, list(accumulate(_WIDTHS)), axis=1)
+    running, trend, edges, step, moves, rest = jnp.split(packed, list(accumulate(_WIDTHS)), axis=1)
     level, slope, *alarm = trend.T
     known = stats.unpack(running)
-    return Memory(known, level, slope, Alarm(*alarm), Bounds(*edges.T), Grain(*step.T), rest)
+    return Memory(known, level, slope, Alarm(*alarm), Bounds(*edges.T), Grain(*step.T), Shift(*moves.T), rest)
 
 
 def foretell(packed: Array, foretold: Float[Array, " batch"]) -> Array:

@@ -26,6 +26,7 @@ MAX_PERIOD = 480  # steps; a longer season reaches the network through the calen
 NAIVE_STEPS = 6  # steps ahead at which a season has to beat the last value
 FAR_STEPS = 16  # steps of the longest change whose size is kept
 MEANS = (6.0, 18.0, 54.0, 162.0, 486.0)  # memory, in steps, of the exponentially weighted means
+TOLD = 2  # which of them tells of the next value where no season does
 FAST_MEMORY = 10.0  # steps after which the fast scale has forgotten most
 SCALE_MEMORY = 50.0  # the same for the running scale
 SLOW_MEMORY = 1000.0  # the same for the slow scale
@@ -250,6 +251,24 @@ def choose_seasons(
     best = jnp.argmin(cost, axis=1)
     rest = jnp.where(jnp.arange(SEASONS) == best[:, None], jnp.inf, cost)
     return _season(running, cost, best, periods), _season(running, rest, jnp.argmin(rest, axis=1), periods)
+
+
+def told(
+    running: Running, season: Season, periods: Int[Array, " season"], lagged: Float[Array, "batch season"]
+) -> Float[Array, " batch"]:
+    """What the past tells of the newest value: the one a best season ago with the drift since, else a mean."""
+    of_best = (periods == season.period[:, None]) & (periods > 0)
+    ago = jnp.where(of_best, lagged, -jnp.inf).max(1)
+    return jnp.where(season.period > 0, ago + season.drift, running.mean[:, TOLD])
+
+
+def move(running: Running, by: Float[Array, " batch"], since: int) -> Running:
+    """As if what came before the last `since` steps had been higher by so much."""
+    kept = (1 - 1 / jnp.asarray(MEANS)) ** since
+    level = (np.array([*SCALARS]) == "level")[:, None]
+    return running._replace(
+        scalars=running.scalars + jnp.where(level, by, 0.0), mean=running.mean + by[:, None] * kept
+    )
 
 
 def _season(running: Running, cost: Array, chosen: Array, periods: Array) -> Season:
