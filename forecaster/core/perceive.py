@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from forecaster.core import bounds, covariates, experts, features, grain, row, shift, stats, table, waiting
+from forecaster.core.apart import apart
 from forecaster.core.experts import Alarm, Blend, Linear
 from forecaster.core.features import Sight
 from forecaster.core.grain import Grain
@@ -99,7 +100,7 @@ def perceive(
     told = stats.told(running, seasons[0], periods, lagged)
     moves, moved = shift.observe(moves, value - told, count)
     running = stats.move(running, moved, shift.CONFIRM)
-    past = shift.seen(moves, came, lags)
+    past = apart(shift.seen(moves, came, lags))
 
     # what teaches
     informed = settled & shift.here(moves, horizon)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from forecaster.core.apart import apart
+
 CONFIRM = 4  # values in a row that make a level
 FAR = 10.0  # usual distances from which a value may be one of a new level
 ALIKE = 0.5  # of their mean distance: how far around it such values lie at most
@@ -73,7 +75,9 @@ def observe(
         size=jnp.where(new, away, jnp.where(back, 0.0, shift.size)),
         brief=brief + ended,
     )
-    return after, jnp.where(new, away, jnp.where(back, -shift.size, 0.0))
+    moved = jnp.where(new, away, jnp.where(back, -shift.size, 0.0))
+    *state, moved = apart(jnp.stack([*after, moved]))
+    return Shift(*state), moved
 
 
 def seen(shift: Shift, values: Array, ago: Array) -> Array:
