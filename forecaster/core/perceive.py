@@ -100,7 +100,7 @@ def perceive(
     told = stats.told(running, seasons[0], periods, lagged)
     moves, moved = shift.observe(moves, value - told, count)
     running = stats.move(running, moved, shift.CONFIRM)
-    past = apart(shift.seen(moves, came, lags))
+    past = apart(shift.seen(moves, came, lags))  # read by many loops, each of which would make it anew
 
     # what teaches
     informed = settled & shift.here(moves, horizon)

@@ -36,9 +36,7 @@ PRIOR_STEPS = 2.0  # steps that the scale lent to a newborn series counts for
 WILD = 256.0  # scales; a change beyond is a bad tick or the first of a new level
 GROWTH = 4.0  # times its scale that one change may make of it
 OWN = 8  # changes of its own after which a series has forgotten the scale that it was lent
-OFTEN_STILL = (
-    0.5  # share of steps without a change from which on it is nothing special that a series stands still
-)
+OFTEN_STILL = 0.5  # share of steps without a change from which on standing still is nothing special
 SLOW_SHARE = 0.1  # of the slow scale that the running scale never falls below
 SCALE_FLOOR = 1e-7  # of the level, relative to the base: float32 resolves no less
 SQUARED_FLOOR = 1e-14  # of the value, relative to the base: the square of their ratio is finite
