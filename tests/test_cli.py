@@ -139,6 +139,15 @@ def test_one_line_shows_as_many_digits_as_the_band_needs() -> None:
     )
 
 
+def test_one_line_of_a_single_level_has_no_band() -> None:
+    message = decode(Encoder("ticks", LEVELS).encode(forecasts(), "m-1")[0])
+    medians = tuple((step[message.levels.index(0.5)],) for step in message.quantiles)
+    line = cli.predictions.prediction_line(
+        msgspec.structs.replace(message, levels=(0.5,), quantiles=medians)
+    )
+    assert line == "2023-11-14 22:13:20Z  a  100  +1 100  +2 100  ok m-1"
+
+
 def test_what_a_terminal_would_act_on_is_escaped() -> None:
     hostile = decode(Encoder("ticks", LEVELS).encode(forecasts(), "m\x9b2J")[0])
     named = msgspec.structs.replace(hostile, series="é \x1b[2J\n\u202e'\\", issued_at=1e15)
@@ -176,7 +185,7 @@ def test_who_asks_for_a_model_that_is_not_there_is_told_where_they_are_listed(
 ) -> None:
     monkeypatch.setattr(Models, "fetch", lambda _, __: None)
     ended = call("models", "show", "v7")
-    assert (ended.code, ended.shown) == (2, "")
+    assert (ended.code, ended.shown) == (3, ""), "as a rollback to it ends"
     assert "there is no model 'v7': see forecaster models list" in ended.said
 
 

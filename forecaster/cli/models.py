@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from forecaster.cli.console import ConfigPath, load, out, printable, show
-from forecaster.errors import ConfigError
+from forecaster.errors import DataError
 from forecaster.shell.times import shown_time
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def show_model(
     stored = _models(load(config)).fetch(version)
     if stored is None:
         unknown = f"there is no model {version!r}: see forecaster models list"
-        raise ConfigError(unknown if version else "no model serves yet")
+        raise DataError(unknown if version else "no model serves yet")
     about = {"version": stored.version, "bytes": len(stored.data), "spec": stored.spec, "card": stored.card}
     typer.echo(orjson.dumps(about, option=orjson.OPT_INDENT_2).decode())
 

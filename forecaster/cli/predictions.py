@@ -47,14 +47,14 @@ def tail(
 
 
 def prediction_line(prediction: "Prediction") -> str:
-    """One prediction on one line: the last value, then the first and the last step with their band."""
+    """One prediction on one line: the last value, then the first and the last step, with their band if there is one."""
     low, high = _band(prediction.levels)
     middle = min(range(len(prediction.levels)), key=lambda i: abs(prediction.levels[i] - 0.5))
     ends = sorted({0, prediction.horizon - 1})
     bands = [tuple(prediction.quantiles[h][i] for i in (low, middle, high)) for h in ends]
     digits = _digits(prediction.last, [(least, most) for least, _, most in bands])
     steps = [
-        f"+{h + 1} {mid:.{digits}g} [{least:.{digits}g}, {most:.{digits}g}]"
+        f"+{h + 1} {mid:.{digits}g}" + (f" [{least:.{digits}g}, {most:.{digits}g}]" if low < high else "")
         for h, (least, mid, most) in zip(ends, bands, strict=True)
     ]
     when = shown_time(prediction.issued_at)

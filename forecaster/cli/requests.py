@@ -22,7 +22,7 @@ from forecaster.cli.console import (
     printable,
     show,
 )
-from forecaster.errors import BrokerError, ConfigError
+from forecaster.errors import BrokerError, ConfigError, DataError
 from forecaster.shell.times import shown_time
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def withdraw_annotations(
 
     held = _annotated(settings)
     if unknown := [one for one in ids if one not in held]:
-        raise ConfigError(f"there is no annotation {unknown[0]!r}: see forecaster annotations list")
+        raise DataError(f"there is no annotation {unknown[0]!r}: see forecaster annotations list")
     controls = Controls(settings.kafka, settings.topics.control)
     try:
         for one in dict.fromkeys(ids):

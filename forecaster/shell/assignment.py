@@ -11,7 +11,17 @@ import structlog
 from forecaster.core import snapshot
 from forecaster.core.fold import Fold
 from forecaster.core.pages import Refusal
-from forecaster.shell.kafka import Assigned, Change, KafkaSpec, Lost, Moved, Record, Revoked, TopicsSpec
+from forecaster.shell.kafka import (
+    Assigned,
+    Change,
+    KafkaSpec,
+    Lost,
+    Moved,
+    MoveReason,
+    Record,
+    Revoked,
+    TopicsSpec,
+)
 from forecaster.shell.kafka.source import Source
 from forecaster.shell.metrics import Metrics
 from forecaster.shell.rebuild import Known, Loaded, Rebuild, Short
@@ -83,7 +93,8 @@ class Assignment:
                     if change.from_offset is not None:
                         lost = max(0, change.to_offset - change.from_offset)
                         self._metrics.offsets_lost[change.reason].inc(lost)
-                    _log.warning(
+                    log = _log.info if change.reason == MoveReason.START else _log.warning
+                    log(
                         "position_moved",
                         partition=change.partition,
                         reason=change.reason,

@@ -143,6 +143,7 @@ class Lifecycle:
         if model.spec == self._fold.spec:
             self._target = Target(model, event.serving.reason)
         elif self._fold.takes(model.spec):
+            _log.info("model_compiling", version=model.version, spec=str(model.spec))
             self._adapting = Adapting(self._fold, model, event.serving.reason)
         else:
             mend = (

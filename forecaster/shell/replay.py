@@ -70,7 +70,7 @@ def read_ticks(
     records: list[Record] = []
     for time_s, series, text in rows:
         partition = zlib.crc32(series.encode()) % partitions
-        timestamp_ms = max(0, math.ceil(time_s * 1e3)) if math.isfinite(time_s) else 0
+        timestamp_ms = max(0, math.ceil(time_s * 1e3)) if math.isfinite(time_s) else -1
         records.append(Record(topic, partition, offsets[partition], timestamp_ms, series.encode(), text))
         offsets[partition] += 1
     return records

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from forecaster import cli
 from forecaster.config import Config
-from forecaster.errors import BrokerError, ConfigError
+from forecaster.errors import BrokerError, DataError
 from forecaster.shell.control import Answer, Command, ControlFollower, Controls, Request
 from forecaster.shell.kafka.sink import Sink
 from forecaster.shell.metrics import Metrics
@@ -172,7 +172,7 @@ def test_annotations_are_listed_and_withdrawn_by_commands(fleet: Fleet, tmp_path
     trains = fleet.training()
     told = fleet.answer(fleet.ask(), lambda: trains.poll(decides=False, leads=True, serving=True))
     assert told.message == '[["", 30.0, 40.0]]'
-    with pytest.raises(ConfigError, match=f"there is no annotation '{first}'"):
+    with pytest.raises(DataError, match=f"there is no annotation '{first}'"):
         call("annotations", "withdraw", first)
 
 

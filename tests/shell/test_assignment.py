@@ -199,6 +199,14 @@ def test_a_move_of_the_position_is_counted_by_reason_and_by_what_it_passes_over(
     assert world.metrics.offsets_lost[reason]._value.get() == 4
 
 
+def test_a_first_start_is_no_cause_for_a_warning(world: World) -> None:
+    with capture_logs() as told:
+        world.ours.apply([Moved(0, None, 0, reason) for reason in MoveReason])
+    assert [event["log_level"] for event in told] == [
+        "info" if reason == MoveReason.START else "warning" for reason in MoveReason
+    ]
+
+
 def test_closing_ends_the_reading_back(world: World) -> None:
     world.assign(0)
     world.ours.rebuild()

@@ -58,6 +58,14 @@ def test_late_rows_stay_late_and_junk_keeps_its_place(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_junk_before_the_first_tick_is_refused_for_what_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path, "series,ts,value\na,1e9,nan\na,1e9,x\na,1e9,1\n")
+    answers = decoded(read_ticks(path, SPEC))
+    assert [a.value if isinstance(a, Tick) else a.reason for a in answers] == [
+        Reason.NOT_FINITE, Reason.WRONG_TYPE, 1,
+    ]  # fmt: skip
+
+
 def test_a_file_that_is_said_not_to_be_in_order_is_put_in_order(tmp_path: Path) -> None:
     path = write(tmp_path, "series,ts,value\na,30,1\nb,20,2\na,10,3\nb,5,4\na,30,5\n")
     answers = decoded(read_ticks(path, SPEC, in_order=False))
