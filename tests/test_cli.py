@@ -142,9 +142,7 @@ def test_one_line_shows_as_many_digits_as_the_band_needs() -> None:
 def test_one_line_of_a_single_level_has_no_band() -> None:
     message = decode(Encoder("ticks", LEVELS).encode(forecasts(), "m-1")[0])
     medians = tuple((step[message.levels.index(0.5)],) for step in message.quantiles)
-    line = cli.predictions.prediction_line(
-        msgspec.structs.replace(message, levels=(0.5,), quantiles=medians)
-    )
+    line = cli.predictions.prediction_line(msgspec.structs.replace(message, levels=(0.5,), quantiles=medians))
     assert line == "2023-11-14 22:13:20Z  a  100  +1 100  +2 100  ok m-1"
 
 

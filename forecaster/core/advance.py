@@ -74,17 +74,17 @@ def foretell(
 ) -> tuple[Rows, Forecasts, Scores]:
     """Settle what waited, and forecast. The changes hold what `perceive` left as it was until here."""
     levels, median = spec.levels, spec.median
-    settled, telling, actual = percept.settled, percept.telling, percept.actual
+    due, telling, actual = percept.due, percept.telling, percept.due.actual
     count = changes.count - 1
 
     # 1. settle
-    waited = apart(jnp.where(settled[:, None], percept.waited, 0.0))
-    scores = score.score(waited, actual, percept.live, levels)
-    anomaly = jnp.where(settled[0], score.anomaly(waited[0], actual[0], median), jnp.nan)
+    waited = apart(jnp.where(due.settled[:, None], due.quantiles, 0.0))
+    scores = score.score(waited, actual, due.live, levels)
+    anomaly = jnp.where(due.settled[0], score.anomaly(waited[0], actual[0], median), jnp.nan)
     fell = bounds.settle(score.below(waited, actual), waited, actual, percept.stopped)
     slope = apart(fell - jnp.asarray(levels, jnp.float32)[:, None])
     blend = Blend(*row.batch_last(changes.blend))
-    blend, unit = experts.settle(blend, percept.points, waited, slope, telling, levels, serving.first_share)
+    blend, unit = experts.settle(blend, due.points, waited, slope, telling, levels, serving.first_share)
     offset = calibrate.settle(row.batch_last(changes.offset), slope, unit, telling)
 
     # 2. one cell step, and the head

@@ -36,6 +36,18 @@ class Steps(NamedTuple):
     covariates: Float[Array, "batch covariate"]  # NaN: missing
 
 
+class Due(NamedTuple):
+    """The forecasts of 1 .. `horizon` steps ago, whose target has come, in scales of their time."""
+
+    origin: Float[Array, "horizon batch"]  # values that they were made from, in units of the value
+    scale: Float[Array, "horizon batch"]  # the same of the scales
+    settled: Bool[Array, "horizon batch"]  # whether there is such a forecast, and a tick came for it
+    live: Bool[Array, "horizon batch"]  # of these the ones that were published
+    actual: Float[Array, "horizon batch"]  # what came
+    quantiles: Float[Array, "horizon level batch"]
+    points: Float[Array, "expert horizon batch"]  # what the experts had said; NaN: nothing
+
+
 class Percept(NamedTuple):
     """What is known of a step before the network has seen it."""
 
@@ -43,18 +55,14 @@ class Percept(NamedTuple):
     scale: Array
     x: Float[Array, "batch feature"]  # recurrent inputs
     direct: Float[Array, "batch feature"]  # direct inputs
-    actual: Float[Array, "horizon batch"]  # what came, in scales, for the forecasts of 1.. steps ago
-    settled: Bool[Array, "horizon batch"]
-    telling: Bool[Array, "horizon batch"]  # of these the ones that teach
-    waited: Float[Array, "horizon level batch"]  # their quantiles
-    points: Float[Array, "expert horizon batch"]  # what the experts had said; NaN: nothing
+    due: Due
+    telling: Bool[Array, "horizon batch"]  # which of what is due teaches
     lines: Float[Array, "line batch"]  # what they say now
     seasonal: Float[Array, "horizon batch"]
     linear: Float[Array, "horizon batch"]
     has_season: Bool[Array, " batch"]
     misjudged: Bool[Array, " batch"]  # the scale that it was lent, in which it learned until now
     alarm: Alarm
-    live: Bool[Array, "horizon batch"]  # whether those forecasts were published
     stopped: tuple[Float[Array, "horizon batch"], ...]  # how low and how high they could go, in scales
     limits: tuple[Float[Array, " batch"], ...]  # the same of those made now, in units of the value
     grain: Grain  # of those made now
@@ -76,16 +84,9 @@ def perceive(
     running, holt_level, holt_slope, alarm, edges, step, moves, known = row.unpack(read(rows.running))
 
     # what waited for this value
-    settled = (count >= jnp.arange(1, horizon + 1)[:, None]) & steps.came
-    origin = table.origins(rows.origin, idx, count, horizon)
-    had, marked = origin[..., :2].T
-    scaled, live = jnp.abs(marked), settled & (marked > 0)
-    actual = jnp.where(settled, (value - had) / jnp.where(settled, scaled, 1.0), 0.0)
-    actual = jnp.clip(actual, -FARTHEST, FARTHEST)
-    curves, waited = waiting.unpack(table.due(rows.waiting, idx, count, horizon))
+    due = _due(rows, idx, count, steps, horizon)
     stopped = bounds.limits(edges)
-    edges = bounds.observe(edges, value, had, _reached(waited, scaled, spec.levels), settled)
-    points = experts.assemble(origin[..., 2:].T, curves)
+    edges = bounds.observe(edges, value, due.origin, _reached(due, spec.levels), due.settled)
     blend = Blend(*row.batch_last(read(rows.blend)))
 
     # the window and the statistics
@@ -103,11 +104,11 @@ def perceive(
     past = apart(shift.seen(moves, came, lags))  # read by many loops, each of which would make it anew
 
     # what teaches
-    informed = settled & shift.here(moves, horizon)
+    informed = due.settled & shift.here(moves, horizon)
     telling = informed & moving
-    sounded = experts.sound(alarm, actual[0], blend.error[experts.LAST, 0])
+    sounded = experts.sound(alarm, due.actual[0], blend.error[experts.LAST, 0])
     alarm = Alarm(*(jnp.where(informed[0], new, old) for new, old in zip(sounded, alarm, strict=True)))
-    error, misjudged = _errors_now(blend.error, points, actual, telling, count, taken.own)
+    error, misjudged = _errors_now(blend.error, due, telling, count, taken.own)
     step = grain.observe(step, jnp.where(taken.tame, value - past[:, -1], 0.0), count)
     scale = stats.running_scale(running, value)
     holt_level, holt_slope = experts.holt(holt_level, holt_slope, count, value)
@@ -116,7 +117,7 @@ def perceive(
     # what it looks back on, and the linear expert
     sight, ago = _look_back(spec, rows, idx, value, scale, past, running, seasons, moves)
     path = jnp.concatenate([came, value[:, None]], axis=1)[:, -horizon:]
-    gone = (path - had[-1][:, None]) / jnp.maximum(scaled[-1][:, None], 1e-30)
+    gone = (path - due.origin[-1][:, None]) / jnp.maximum(due.scale[-1][:, None], 1e-30)
     linear = _learned(rows, idx, gone, jnp.maximum(error[-1].mean(0), 1e-3), informed[-1])
     x_linear = experts.regressors(sight)
     said = experts.predict(linear, x_linear)
@@ -149,11 +150,8 @@ def perceive(
         scale=scale,
         x=x,
         direct=direct,
-        actual=actual,
-        settled=settled,
+        due=due,
         telling=telling,
-        waited=waited,
-        points=points,
         lines=lines_now / scale,
         seasonal=features.unsquash(sight.best[:, 1:].T)
         + seasons[0].drift / scale * features.cycles_back(seasons[0].period, horizon)[:, 1:].T,
@@ -161,8 +159,7 @@ def perceive(
         has_season=seasons[0].period > 0,
         misjudged=misjudged,
         alarm=alarm,
-        live=live,
-        stopped=tuple((end - had) / jnp.where(settled, scaled, 1.0) for end in stopped),
+        stopped=tuple((end - due.origin) / jnp.where(due.settled, due.scale, 1.0) for end in stopped),
         limits=tuple(end - value for end in bounds.reach(edges, scale, horizon)),
         grain=step,
     )
@@ -174,7 +171,7 @@ def perceive(
         trace=jnp.concatenate([trace, signals], axis=1),
         running=row.pack(Memory(running, holt_level, holt_slope, alarm, edges, step, moves, known)),
         origin=jnp.stack([value, jnp.where(steps.live, scale, -scale), *percept.lines], axis=1),
-        waiting=waiting.pack(curves_now(percept, jnp.full((horizon, batch), jnp.nan)), waited),
+        waiting=waiting.pack(curves_now(percept, jnp.full((horizon, batch), jnp.nan)), due.quantiles),
         regressors=x_linear,
         covariance=linear.covariance,
         weights=linear.weights,
@@ -185,30 +182,48 @@ def perceive(
     return changes, percept
 
 
+def _due(
+    rows: Rows, idx: Int[Array, " batch"], count: Int[Array, " batch"], steps: Steps, horizon: int
+) -> Due:
+    """What waited for this value, step number `count`."""
+    settled = (count >= jnp.arange(1, horizon + 1)[:, None]) & steps.came
+    origin = table.origins(rows.origin, idx, count, horizon)
+    value, marked = origin[..., :2].T
+    scale = jnp.abs(marked)
+    actual = jnp.where(settled, (steps.value - value) / jnp.where(settled, scale, 1.0), 0.0)
+    curves, quantiles = waiting.unpack(table.due(rows.waiting, idx, count, horizon))
+    return Due(
+        origin=value,
+        scale=scale,
+        settled=settled,
+        live=settled & (marked > 0),
+        actual=jnp.clip(actual, -FARTHEST, FARTHEST),
+        quantiles=quantiles,
+        points=experts.assemble(origin[..., 2:].T, curves),
+    )
+
+
 def _reached(
-    waited: Float[Array, "horizon level batch"],
-    scale: Float[Array, "horizon batch"],
-    levels: tuple[float, ...],
+    due: Due, levels: tuple[float, ...]
 ) -> tuple[Float[Array, "horizon batch"], Float[Array, "horizon batch"]]:
     """The two quantiles that tell of a bound, in units of the value. Training keeps none, and finds no bound."""
-    if not waited.shape[1]:
-        return jnp.full_like(scale, jnp.inf), jnp.full_like(scale, -jnp.inf)
+    if not due.quantiles.shape[1]:
+        return jnp.full_like(due.scale, jnp.inf), jnp.full_like(due.scale, -jnp.inf)
     low, high = bounds.outer(levels)
-    return waited[:, low] * scale, waited[:, high] * scale
+    return due.quantiles[:, low] * due.scale, due.quantiles[:, high] * due.scale
 
 
 def _errors_now(
     error: Float[Array, "expert horizon batch"],
-    points: Float[Array, "expert horizon batch"],
-    actual: Float[Array, "horizon batch"],
+    due: Due,
     telling: Bool[Array, "horizon batch"],
     count: Int[Array, " batch"],
     own: Float[Array, " batch"],
 ) -> tuple[Float[Array, "expert horizon batch"], Bool[Array, " batch"]]:
     """The experts' mean absolute errors; begun anew where the second says that their units did not fit."""
-    error = experts.follow(error, points, actual, telling, count)
+    error = experts.follow(error, due.points, due.actual, telling, count)
     misjudged = experts.misjudged(error, own)
-    return jnp.where(misjudged, experts.newborn(len(actual)).error[:, :, None], error), misjudged
+    return jnp.where(misjudged, experts.newborn(len(due.actual)).error[:, :, None], error), misjudged
 
 
 def _learned(

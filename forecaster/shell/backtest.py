@@ -8,22 +8,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from math import ceil, inf
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from forecaster.config import Config
-from forecaster.core import experts, row, table, waiting
 from forecaster.core.batch import Issued
 from forecaster.core.fold import Fold
 from forecaster.core.model import Model
 from forecaster.core.promote import Decision, Retrained, retrain, too_short
+from forecaster.core.shares import shares
 from forecaster.core.tick import Outcome
 from forecaster.core.train import Failure, Progress
 from forecaster.shell.kafka import Record
@@ -177,19 +173,7 @@ def _retrain(
 
 
 def _shares_of(fold: Fold) -> np.ndarray:
-    """Mean share of each expert in the forecasts that were just made, over series and steps ahead."""
+    """Mean weight of each expert in the forecasts that were just made, over series and steps ahead."""
     rows = np.resize(fold.index.stepped(0, SAMPLE), SAMPLE)
-    return np.asarray(
-        _shares(fold.rows, jnp.asarray(rows), fold.model.card.first_share, horizon=fold.spec.horizon)
-    )
-
-
-@partial(jax.jit, static_argnames="horizon")
-def _shares(rows: table.Rows, idx: Array, first_share: float, horizon: int) -> Array:
-    newest = table.whole(rows.count, idx) - 1
-    curves, _ = waiting.unpack(table.due(rows.waiting, idx, newest, horizon))
-    lines = jnp.zeros((experts.LINES, 1, idx.shape[0]))
-    awake = jnp.isfinite(experts.assemble(lines, curves))
-    blend = experts.Blend(*jnp.moveaxis(table.whole(rows.blend, idx), 0, -1))
-    heard = experts.heard(row.unpack(table.whole(rows.running, idx)).alarm)
-    return experts.weights(blend, awake, first_share, heard).mean((1, 2))
+    first_share = np.float32(fold.model.card.first_share)
+    return np.asarray(shares(fold.rows, rows, first_share, horizon=fold.spec.horizon)).mean((1, 2))

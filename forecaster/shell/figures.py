@@ -5,14 +5,12 @@ it costs is bounded: where a figure is a mean over series, a sample of them is l
 """
 
 from collections import Counter
-from itertools import islice
-from typing import Any
 
-import jax
 import numpy as np
 
-from forecaster.core import experts, row
+from forecaster.core import experts
 from forecaster.core.fold import Fold
+from forecaster.core.shares import shares
 from forecaster.shell.kafka.delivery import Delivery
 from forecaster.shell.kafka.source import Source
 from forecaster.shell.metrics import REBUILD_REASONS, Metrics
@@ -59,35 +57,24 @@ class Figures:
         metrics.series["young"].set(round(young * len(index)))
         metrics.series["active"].set(len(index) - round(young * len(index)))
         if len(rows):
-            metrics.set_expert_weights(experts.NAMES, self._shares(rows).mean((1, 2)))
+            metrics.set_expert_weights(experts.NAMES, self._shares(rows))
 
     def _sample(self) -> np.ndarray:
         """Rows of at most SAMPLE series, as many of each partition; int32."""
-        partitions = self._fold.index.partitions
-        each = SAMPLE // max(1, len(partitions))
-        found = (series.row for members in partitions.values() for series in islice(members.values(), each))
-        return np.fromiter(found, np.int32)
+        index = self._fold.index
+        each = SAMPLE // max(1, len(index.partitions))
+        found = [index.stepped(partition, each) for partition in index.partitions]
+        return np.concatenate([np.zeros(0, np.int32), *found])
 
     def _shares(self, rows: np.ndarray) -> np.ndarray:
-        """What each expert weighs in the forecasts of these rows; (expert, horizon, row)."""
-        table, padded = self._fold.rows, np.resize(rows, SAMPLE)
-        blend = np.moveaxis(np.asarray(table.blend)[padded], 0, -1)
-        awake = np.ones(blend[0].shape, bool)
-        warm = np.asarray(table.count)[padded] >= self._fold.spec.warm_up
-        awake[experts.NETWORK] = warm & bool(self._fold.model.version)
-        first_share = np.float32(self._fold.model.card.first_share)
-        shares = _weigh(blend, awake, first_share, np.asarray(table.running)[padded])
-        return np.asarray(shares)[..., : len(rows)]
+        """Mean weight of each expert in the newest forecasts of these rows, over rows and steps ahead."""
+        fold = self._fold
+        padded, first_share = np.resize(rows, SAMPLE), np.float32(fold.model.card.first_share)
+        weights = shares(fold.rows, padded, first_share, horizon=fold.spec.horizon)
+        return np.asarray(weights)[..., : len(rows)].mean((1, 2))
 
     def _rise(self, name: str, total: int) -> int:
         """How much a total has risen since it was last told."""
         rise = total - self._told[name]
         self._told[name] = total
         return rise
-
-
-@jax.jit
-@jax.numpy_rank_promotion("allow")
-def _weigh(blend: Any, awake: Any, first_share: Any, running: Any) -> jax.Array:
-    heard = experts.heard(row.unpack(running).alarm)
-    return experts.weights(experts.Blend(*blend), awake, first_share, heard)

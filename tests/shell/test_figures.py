@@ -88,6 +88,7 @@ def test_series_are_young_until_their_warm_up_and_weights_add_up(
     weights = {name: shown["forecaster_expert_weight_ratio", name] for name in NAMES}
     assert sum(weights.values()) == pytest.approx(1.0, abs=1e-5)
     assert weights["network"] == 0.0  # no model was trained yet
+    assert weights["seasonal"] == 0.0  # six steps show no season
     assert weights["last_value"] > 0.0
 
 
