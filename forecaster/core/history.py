@@ -42,6 +42,9 @@ TARGET_CAP = 1e3  # running scales; what jumps further teaches nothing more
 WEIGHT_CAP = 10.0  # times the series' mean change; one burst must not own the loss
 FIRST_CHANGES = 8  # steps whose mean change a series is lent as its first scale
 OLDER_SHARE = 0.25  # of the length of the hold-out: what the older stretch takes
+SILENCE = 128  # steps for which covariates are kept from a network that is trained
+SILENT_SHARE = 0.1  # of the steps: in such a silence
+SILENT_COVARIATES = 0.5  # share of the covariates that each silence takes
 
 PERIOD_SERIES = 48  # series in which seasons are looked for
 PERIOD_STEPS = 4096  # newest steps of each
@@ -166,7 +169,7 @@ def prepare(
     usable = _usable(history, flat, spans)
     ahead = index[:, None] + np.arange(1, model.horizon + 1)
     known = (ahead < flat.end[flat.series[index]][:, None]) & usable[np.minimum(ahead, len(flat.value) - 1)]
-    inputs, direct, scale = _experience(flat, periods, index, model)
+    inputs, direct, scale = _experience(_silenced(flat, begin, split, seed), periods, index, model)
     change = flat.value[np.minimum(ahead, len(flat.value) - 1)] - flat.value[index][:, None]
     target = np.clip(change / scale[:, None], -TARGET_CAP, TARGET_CAP)
     taught = zip(offsets[:-1], offsets[:-1] + split - begin, strict=True)
@@ -210,6 +213,18 @@ def _flatten(history: Sequence[Slice], covariates: int) -> _Flat:
         end=ends,
         series=np.repeat(np.arange(len(history)), lengths),
     )
+
+
+def _silenced(flat: _Flat, begin: Ints, split: Ints, seed: int) -> _Flat:
+    """The same, but covariates do not come for a while now and then, in what is trained on: a network that has never
+    gone without one cannot.
+    """
+    heard, rng = flat.covariates.copy(), np.random.default_rng(seed)
+    for first, last in zip(begin, split, strict=True):
+        for start in first + np.flatnonzero(rng.random(last - first) < SILENT_SHARE / SILENCE):
+            silent = rng.random(heard.shape[1]) < SILENT_COVARIATES
+            heard[start : min(start + SILENCE, last), silent] = np.nan
+    return flat._replace(covariates=heard)
 
 
 def _keep(flat: _Flat, spec: HistorySpec, seed: int) -> tuple[Ints, Ints, Ints]:

@@ -34,14 +34,14 @@ def naive(numbers: list[float]) -> list[list[float]]:
     seen, found = 0, []
     for now in numbers:
         known = not math.isnan(now)
-        value, before = (now if known else last), last if seen else now
-        moved = value - before if known else 0.0
+        value = now if known else last + (level - last) / covariates.FADE
+        moved = value - last if known and seen else 0.0
         if known:
             seen += 1
             level += (value - level) / min(seen, LEVEL_MEMORY)
             spread += (abs(value - level) - spread) / min(seen, LEVEL_MEMORY)
             change += (abs(moved) - change) / min(max(seen - 1, 1), SCALE_MEMORY)
-            last = value
+        last = value
         floor = covariates.FLOOR * abs(value) + 1e-12
         far = (value - level) / max(spread, floor)
         found.append([squashed(far), squashed(moved / max(change, floor)), float(known)])
@@ -67,14 +67,17 @@ def test_the_unit_does_not_matter() -> None:
     np.testing.assert_allclose(signals(numbers), signals(numbers * [1e-9, 1e9]), rtol=1e-3, atol=1e-3)
 
 
-def test_what_is_missing_stands_where_it_was_and_what_never_came_says_nothing() -> None:
-    found = signals(np.array([[NAN, NAN], [1.0, NAN], [3.0, NAN], [NAN, NAN], [NAN, NAN]]))
+def test_what_is_missing_fades_to_its_level_and_what_never_came_says_nothing() -> None:
+    silence = [[NAN, NAN]] * 100
+    found = signals(np.array([[NAN, NAN], [1.0, NAN], [3.0, NAN], *silence]))
     never, once = found[:, 1::2], found[:, ::2]
     assert not never.any()
     assert not once[0].any()
     assert once[2, 1] > 0
-    assert once[3, 0] == once[2, 0] > 0
-    assert once[3:, 1:].tolist() == [[0, 0], [0, 0]]
+    assert once[2, 0] > once[3, 0] > 0.9 * once[2, 0]
+    assert (np.diff(once[2:, 0]) < 0).all()
+    assert 0 < once[-1, 0] < 0.01 * once[2, 0]
+    assert not once[3:, 1:].any()
 
 
 def test_whatever_comes_gives_finite_signals() -> None:

@@ -7,11 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecaster.core import features, model, stats
+from forecaster.core import history as history_module
 from forecaster.core.birth import unlent
 from forecaster.core.calls import Shape
 from forecaster.core.fold import Fold
 from forecaster.core.grid import GridSpec
 from forecaster.core.history import (
+    SILENCE,
+    SILENT_COVARIATES,
+    SILENT_SHARE,
     WEIGHT_CAP,
     Examples,
     HistorySpec,
@@ -199,7 +203,8 @@ def lent_right(part: Slice, shape: ModelSpec) -> Slice:
 
 
 @pytest.mark.slow
-def test_inputs_are_those_that_serving_makes() -> None:
+def test_inputs_are_those_that_serving_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history_module, "SILENT_SHARE", 0.0)  # silences are what serving did not see
     """Fold a messy history tick by tick; the carry is that of the network run over the inputs made here."""
     shape, periods = (
         SHAPE.model_copy(update={"context_length": 64}),
@@ -235,6 +240,23 @@ def test_inputs_are_those_that_serving_makes() -> None:
 def rows(examples: Examples, role: Role) -> list[np.ndarray]:
     at = examples.role == role
     return [column[at] for column in examples[:5]]
+
+
+def test_covariates_fall_silent_now_and_then_in_what_trains_and_never_in_what_judges() -> None:
+    part = walk(20_000)
+    covariates = np.random.default_rng(0).normal(size=(20_000, 2))
+    examples = prepare([part._replace(covariates=covariates)], SPEC, SHAPE, NO_PERIODS, seed=1)
+    came = examples.inputs[:, -2:]
+    assert came[examples.role == Role.HOLDOUT].all()
+    trains = came[examples.role == Role.TRAIN]
+    silent = 1 - trains.mean(0)
+    wanted = SILENT_SHARE * SILENT_COVARIATES
+    assert ((0.3 * wanted < silent) & (silent < 2 * wanted)).all(), "a dozen silences, drawn"
+    lengths = np.diff(np.flatnonzero(np.diff(trains[:, 0])))[::2]
+    assert np.median(lengths) == SILENCE
+    assert 0 < ((trains == 0).all(1)).mean() < silent.min(), "both at once, sometimes"
+    again = prepare([part._replace(covariates=covariates)], SPEC, SHAPE, NO_PERIODS, seed=1)
+    np.testing.assert_array_equal(again.inputs, examples.inputs)
 
 
 def test_what_comes_after_the_split_changes_nothing_that_is_trained_on() -> None:

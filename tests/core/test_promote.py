@@ -20,7 +20,7 @@ from forecaster.core.promote import (
     retrain,
     too_short,
 )
-from forecaster.core.train import LEAST_ORIGINS, Failure
+from forecaster.core.train import LEAST_ORIGINS, Failure, holdout_loss
 
 SPEC = PromoteSpec(margin_ratio=0.01)
 SHAPE = ModelSpec(hidden=8, horizon=3, warm_up=8, context_length=32, dropout=0.0, covariates=("driver",))
@@ -236,6 +236,22 @@ def test_what_follows_a_covariate_is_foretold_by_the_network_that_sees_it() -> N
         assert isinstance(result, Retrained)
         losses.append(result.decision.losses.candidate)
     assert losses[0] < 0.4 * losses[1]
+
+
+@pytest.mark.slow
+def test_a_network_whose_covariate_stops_is_about_as_good_as_one_that_never_had_any() -> None:
+    spec = TRAIN.model_copy(update={"steps": 300, "learning_rate": 2e-2, "patience": 4})
+    losses, history = list[float](), driven(2000)
+    for known in (history, [part._replace(covariates=None) for part in history]):
+        result = retrain(known, spec, SHAPE, SPEC)
+        assert isinstance(result, Retrained)
+        stopped = [
+            part._replace(covariates=np.where(np.arange(2000)[:, None] < 1600, part.covariates, np.nan))
+            for part in history
+        ]
+        judged = prepare(stopped, spec, SHAPE, np.asarray(result.model.periods))
+        losses.append(holdout_loss(result.model.as_judged, judged, spec))
+    assert losses[0] < 1.1 * losses[1]
 
 
 def test_that_all_series_are_too_short_is_said_with_the_length_from_which_one_is_trained_on() -> None:
