@@ -232,9 +232,9 @@ def _keep(flat: _Flat, spec: HistorySpec, seed: int) -> tuple[Ints, Ints, Ints]:
     numbers = np.arange(len(flat.begin))
     least = spec.burn_in + spec.span
     budget = int(spec.max_origins / (1 - spec.holdout_ratio))
-    most = max(1, budget // least)
-    if len(numbers) > most:
-        numbers = np.sort(np.random.default_rng(seed).permutation(numbers)[:most])
+    drawn = np.random.default_rng(seed).permutation(numbers)
+    needed = np.minimum((flat.end - flat.begin)[drawn], least).cumsum()
+    numbers = np.sort(drawn[: max(1, np.searchsorted(needed, budget, "right"))])
     lengths = (flat.end - flat.begin)[numbers]
     kept = np.minimum(lengths, _level(lengths, budget))
     return numbers, flat.end[numbers] - kept, flat.end[numbers]
