@@ -6,14 +6,12 @@ Each series is a noisy cycle, so that a network that was trained on a few hundre
 import json
 import math
 import random
-import threading
 from collections import Counter
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 from kafka import KafkaProducer
 
+from tests.faults.background import Background
 from tests.folds import START_S
 
 SERIES = 3  # of each partition
@@ -65,27 +63,18 @@ class Ticks:
         return partition, tick
 
 
-class Load:
+class Load(Background):
     """A producer that sends until it is stopped; it waits for a broker that is away."""
 
     def __init__(
         self, servers: str, topic: str, next_tick: Callable[[], Message], ticks_per_s: float
     ) -> None:
+        super().__init__("load")
         self.sent = 0
         self._producer = KafkaProducer(bootstrap_servers=servers.split(","), linger_ms=5, acks="all")
         self._topic, self._next, self._rate = topic, next_tick, ticks_per_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="load", daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
+    def _close(self) -> None:
         self._producer.flush(30)
         self._producer.close()
 

@@ -1,25 +1,25 @@
 """What goes on while faults do: a committed reader of the predictions, and the size of the workers."""
 
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psutil
 from kafka import KafkaConsumer, TopicPartition
 
+from tests.faults.background import Background
 from tests.faults.oracle import PATIENCE_MS, Told, told
 
 LOOK_S = 0.5
 
 
-class Reader:
+class Reader(Background):
     """Reads a topic as its consumers do, from before the faults to after them."""
 
     def __init__(self, servers: str, topic: str, partitions: int) -> None:
+        super().__init__("reader")
         self.seen: dict[int, list[Told]] = defaultdict(list)
         """What each partition has given, in order."""
         self._consumer = KafkaConsumer(
@@ -31,23 +31,13 @@ class Reader:
             bootstrap_timeout_ms=PATIENCE_MS,
         )
         self._consumer.assign([TopicPartition(topic, p) for p in range(partitions)])
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
 
     @property
     def count(self) -> int:
         """Predictions seen so far."""
         return sum(map(len, self.seen.values()))
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
+    def _close(self) -> None:
         self._consumer.close()
 
     def _run(self) -> None:
@@ -57,30 +47,19 @@ class Reader:
                     self.seen[record.partition].append(told(record))
 
 
-class Scales:
+class Scales(Background):
     """Weighs processes, and remembers whom they have started."""
 
     def __init__(self, pids: Callable[[], Iterable[int]]) -> None:
+        super().__init__("scales")
         self.children: set[psutil.Process] = set()
         self._pids = pids
         self._first_bytes: dict[int, int] = {}
         self._most_bytes: dict[int, int] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="scales", daemon=True)
 
     def growth_bytes(self) -> int:
         """By how much the resident memory of one has grown at the most since it was first weighed."""
         return max((most - self._first_bytes[pid] for pid, most in self._most_bytes.items()), default=0)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
 
     def _run(self) -> None:
         while not self._stop.wait(LOOK_S):
