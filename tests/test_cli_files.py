@@ -11,10 +11,11 @@ from forecaster.cli import requests
 from forecaster.config import Config
 from forecaster.core.descent import TrainSpec
 from forecaster.errors import ConfigError, DataError
-from forecaster.shell import control, evaluate, trainer
+from forecaster.shell import control, evaluate, stores, trainer
 from forecaster.shell.control import Command, Request
 from forecaster.shell.outputs import prepare_file
-from forecaster.shell.trainer import Job, OnFiles, Report
+from forecaster.shell.stores import OnFiles
+from forecaster.shell.trainer import Job, Report
 from tests.shell.test_report import study
 
 CSV = "series,ts,value\n" + "".join(f"a,{t},{t % 3}\n" for t in range(50))
@@ -82,7 +83,7 @@ def test_where_nothing_can_be_written_is_said_before_the_work(
 ) -> None:
     worked: list[object] = []
     monkeypatch.setattr(evaluate, "evaluate", lambda *_: worked.append(_))
-    monkeypatch.setattr(trainer, "read_ticks", lambda *_, **__: worked.append(_))
+    monkeypatch.setattr(stores, "read_ticks", lambda *_, **__: worked.append(_))
     for arguments, said in (
         (["backtest", str(ticks), "--out", str(ticks)], f"{ticks}: cannot be written to: File exists"),
         (["backtest", str(ticks), "--out", "/proc/out"], "/proc/out: cannot be written to: No such file"),

@@ -24,7 +24,8 @@ from forecaster.shell.lifecycle import Lifecycle
 from forecaster.shell.metrics import Metrics
 from forecaster.shell.prediction import decode as decode_prediction
 from forecaster.shell.signals import Signals
-from forecaster.shell.trainer import Job, OnTopics, _Topics, job_for
+from forecaster.shell.stores import OnTopics, Topics
+from forecaster.shell.trainer import Job, job_for
 from forecaster.shell.training import Training
 from tests.broker.workers import fresh_topics, read_all, spec_for, until
 from tests.folds import SPEC, START_S, make_fold
@@ -118,7 +119,7 @@ class Fleet:
         """The offsets that a trainer reads."""
         job = msgspec.json.decode(job_for(self.config, 1.0), type=Job)
         assert isinstance(job.source, OnTopics)
-        return {record.offset for records in _Topics(job.source).read(TickSpec()) for record in records}
+        return {record.offset for records in Topics(job.source).read(TickSpec()) for record in records}
 
     def run_to_the_end(self, most: int = 12) -> Daemon:
         """Start workers until one has answered everything, and leaves in order."""

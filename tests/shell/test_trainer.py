@@ -20,7 +20,8 @@ from forecaster.shell.kafka import KafkaSpec
 from forecaster.shell.models.codec import parse
 from forecaster.shell.models.convert import from_stored
 from forecaster.shell.retrain import ENVIRONMENT
-from forecaster.shell.trainer import Job, OnFiles, OnTopics, job_for, newest, revealed
+from forecaster.shell.stores import OnFiles, OnTopics, newest
+from forecaster.shell.trainer import Job, job_for, revealed
 
 MODEL = {"hidden": 8, "horizon": 3, "warm_up": 8, "context_length": 32}
 TRAIN = {"burn_in": 8, "span": 16, "steps": 50, "evaluate_every": 25}
