@@ -12,7 +12,6 @@ from forecaster.core.model import ModelSpec
 from forecaster.core.table import Rows
 
 MATURE = 32  # steps after which a series can lend
-LEAST = 1e-12  # scale that a series begins with
 
 
 class Loan(NamedTuple):
@@ -56,7 +55,7 @@ def lend(spec: ModelSpec, rows: Rows, idx: Int[Array, " batch"], valid: Bool[Arr
 
     known = Loan(
         typical(jnp.clip(scale / size, 1e-7, 1.0)),
-        typical(jnp.maximum(scale, LEAST)),
+        typical(jnp.maximum(scale, stats.LEAST)),
         mean(rows.blend),
         mean(rows.offset),
     )
@@ -70,7 +69,7 @@ def plant(rows: Rows, idx: Int[Array, " batch"], base: Float[Array, " batch"], l
     """
     batch = idx.shape[0]
     horizon = rows.origin.shape[1]
-    scale = jnp.maximum(jnp.where(base == 0, loan.step, loan.scale * jnp.abs(base)), LEAST)
+    scale = jnp.maximum(jnp.where(base == 0, loan.step, loan.scale * jnp.abs(base)), stats.LEAST)
     packed = stats.pack(stats.newborn(scale))
     rest = jnp.zeros((batch, rows.running.shape[1] - packed.shape[1]))
     linear = experts.newborn_linear(batch, horizon)

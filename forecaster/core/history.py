@@ -396,7 +396,7 @@ def _plant(base: Array, step: Array, *, sizes: Layout, model: ModelSpec) -> Rows
     """One program; done one operation after the other, each would be compiled."""
     loan = unlent(model)._replace(offset=jnp.zeros((model.horizon, 0)))
     rest = (jnp.stack([part] * LANES) for part in loan[2:])
-    lent = Loan(step / jnp.maximum(jnp.abs(base), 1e-12), step, *rest)
+    lent = Loan(step / jnp.maximum(jnp.abs(base), stats.LEAST), step, *rest)
     return plant(table.empty(sizes, LANES), jnp.arange(LANES), base, lent)
 
 

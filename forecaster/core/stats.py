@@ -39,6 +39,7 @@ OWN = 8  # changes of its own after which a series has forgotten the scale that 
 OFTEN_STILL = 0.5  # share of steps without a change from which on standing still is nothing special
 SLOW_SHARE = 0.1  # of the slow scale that the running scale never falls below
 SCALE_FLOOR = 1e-7  # of the level, relative to the base: float32 resolves no less
+LEAST = 1e-24  # scale of all; what is a million times as small is a float32 still
 SQUARED_FLOOR = 1e-14  # of the value, relative to the base: the square of their ratio is finite
 
 SCALARS = {
@@ -236,7 +237,7 @@ def running_scale(running: Running, value: Array) -> Array:
 
     The level, which a bad tick does not move, tells what that is; the newest value only what float32 can square.
     """
-    floor = SCALE_FLOOR * jnp.abs(running.of("level")) + SQUARED_FLOOR * jnp.abs(value) + 1e-12
+    floor = SCALE_FLOOR * jnp.abs(running.of("level")) + SQUARED_FLOOR * jnp.abs(value) + LEAST
     return apart(jnp.maximum(jnp.maximum(running.of("scale"), SLOW_SHARE * running.of("slow")), floor))
 
 

@@ -11,7 +11,7 @@ from forecaster.core.grid import GridSpec
 from forecaster.core.model import ModelSpec
 from forecaster.core.table import YOUNG, Series, SeriesSpec
 from forecaster.core.tick import Tick
-from tests.folds import play
+from tests.folds import make_fold, make_model, play, walk
 
 STEPS, BAD_AT = 700, 300
 STEP = 2.0**-6  # spread of the changes; a power of two, so that a level takes nothing away from them
@@ -115,3 +115,16 @@ def test_intervals_hold_after_a_sensor_hung(around: str) -> None:
     assert width[:, end - 200 : end].mean() < 0.2 * usual
     assert held[:, end : STEPS - 1].mean() > 0.72
     assert 0.75 < width[:, end:].mean() / usual < 1.35
+
+
+@pytest.mark.parametrize("power", [-60, -20, 20, 60])
+def test_the_unit_of_a_series_does_not_matter(power: int) -> None:
+    """Powers of two, so that floats are the same but for their exponent: 1e-18, 1e-6, 1e6, 1e18."""
+    unit = 2.0**power
+    found = []
+    for by in (1.0, unit):
+        fold = make_fold()
+        fold.swap(make_model())
+        (issued,), _ = play(fold, walk("a", 60, start=100.0 * by, scale=by))
+        found.append(issued.offset / by)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-3)
