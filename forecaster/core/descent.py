@@ -42,6 +42,13 @@ class TrainSpec(HistorySpec):
     )
     weight_decay: float = Field(1e-3, ge=0, description="Decoupled weight decay of the matrices.")
     clip: float = Field(1.0, gt=0, description="Largest global norm of a gradient.")
+    noise: float = Field(
+        0.3,
+        ge=0,
+        le=2,
+        description="Noise on the inputs while training, in spreads of each: so much on those of the cells for a whole"
+        " window, a third of it on those of the head, and half of it at each step besides; 0: none.",
+    )
     average: float = Field(
         0.98, ge=0, lt=1, description="Decay of the average of the weights, which is what serves; 0: none."
     )
@@ -250,18 +257,24 @@ def _pinball(
     """Weighted pinball loss summed over the origins with this role in each window's span, and how many targets.
 
     Either `mixed`, to be judged, or as training sees it, with a `key`: every `stride`-th origin (a neighbour says
-    nearly the same, for as much work), with dropout, quantiles as they are drawn.
+    nearly the same, for as much work), with noise and dropout, quantiles as they are drawn.
     """
     at = windows[:, None] + jnp.arange(-spec.burn_in, spec.span)
     home = jnp.clip(windows, 0, len(pool.role) - 1)[:, None]
     present = (at >= pool.first[home]) & (at <= pool.last[home])
     at = jnp.clip(at, 0, len(pool.role) - 1)
-    xs = pool.inputs[at]
-    carry = network.initial_carry(shape, len(windows))
-    _, ys = network.unroll(shape, params, carry, xs, present, key)
     origins = slice(spec.burn_in, None, 1 if key is None else spec.stride)
     origin = at[:, origins]
-    seen = (ys[:, origins], xs[:, origins], pool.direct[origin])
+    xs, direct = pool.inputs[at], pool.direct[origin]
+    if key is not None and spec.noise > 0:
+        own, heads = jax.random.split(
+            jax.random.fold_in(key, shape.layers)
+        )  # the layers draw with those before
+        xs = _noisy(xs, params["norm.input_rate"], spec.noise, spec.noise / 2, own)
+        direct = _noisy(direct, params["norm.direct_rate"], spec.noise / 3, spec.noise / 2, heads)
+    carry = network.initial_carry(shape, len(windows))
+    _, ys = network.unroll(shape, params, carry, xs, present, key)
+    seen = (ys[:, origins], xs[:, origins], direct)
     quantiles = network.head(shape, params, *(part.reshape(-1, part.shape[-1]) for part in seen))
     if mixed is not None:  # crossing ones are put in order to be judged
         ordered = network.in_order(quantiles, shape.median)
@@ -275,6 +288,23 @@ def _pinball(
         return x.reshape(len(x), *origin.shape).sum((0, 2))
 
     return of_windows(loss), of_windows(known)
+
+
+def _noisy(
+    x: Float[Array, "window step feature"],
+    rate: Float[Array, " feature"],
+    window: float,
+    step: float,
+    key: Array,
+) -> Float[Array, "window step feature"]:
+    """Inputs with noise of so many spreads, the same in a whole window, and of so many at each step besides.
+
+    A window's is the one that tells: what changes slowly is a clock, by which a history is learned by heart.
+    """
+    for_window, for_step = jax.random.split(key)
+    spread = jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0), 0.0)  # nothing for what is not heard
+    same = jax.random.normal(for_window, (x.shape[0], 1, x.shape[2]))
+    return x + spread * (window * same + step * jax.random.normal(for_step, x.shape))
 
 
 def batch_last(x: Array) -> Array:
