@@ -85,6 +85,7 @@ ABLATIONS = (
     Ablation("plain RNN", model={"cell": "rnn"}),
     Ablation("LSTM", model={"cell": "lstm"}),
     Ablation("no dropout", model={"dropout": 0.0}),
+    Ablation("no noise", training={"noise": 0.0}),
     Ablation("weights are not averaged", training={"average": 0.0}),
     Ablation("no warm start", training={"warm_start": False}),
     Ablation(

@@ -60,7 +60,7 @@ class TrainSpec(HistorySpec):
         description="Most gradient steps on everything, what was held out too, before a network serves; never more than"
         " half as many as its fit took.",
     )
-    seed: int = Field(0, ge=0, description="Seed of weights, windows and dropout.")
+    seed: int = Field(0, ge=0, description="Seed of weights, windows, noise and dropout.")
 
 
 class Pool(NamedTuple):

@@ -219,6 +219,27 @@ def test_the_same_arguments_give_the_same_model_and_another_seed_another() -> No
     assert any(not np.array_equal(p, other.model.params[name]) for name, p in one.model.params.items())
 
 
+def test_noise_is_in_spreads_the_same_in_a_window_and_other_at_each_step() -> None:
+    x = jnp.ones((500, 200, 3))
+    rate = jnp.array([10.0, 0.0, 0.5])
+    noise = np.asarray(descent._noisy(x, rate, 0.3, 0.15, jax.random.key(0))) - 1.0
+    assert not noise[:, :, 1].any(), "what is not heard is left alone"
+    for feature, spread in ((0, 0.1), (2, 2.0)):
+        window = noise[:, :, feature].mean(1)
+        each = noise[:, :, feature] - window[:, None]
+        assert window.std() == pytest.approx(0.3 * spread, rel=0.1)
+        assert each.std() == pytest.approx(0.15 * spread, rel=0.1)
+
+
+def test_noise_teaches_and_never_judges() -> None:
+    examples, model = made_up(), good_model()
+    silent, loud = (SPEC.model_copy(update={"noise": noise}) for noise in (0.0, 2.0))
+    assert holdout_loss(model, examples, silent) == holdout_loss(model, examples, loud)
+    fits = [fitted(examples, spec) for spec in (silent, loud)]
+    assert fits[0].losses[0] == fits[1].losses[0]
+    assert min(fits[0].losses) < 0.8 * min(fits[1].losses), "what is drowned cannot be learned"
+
+
 def test_whoever_watches_sees_every_look_and_can_end_it() -> None:
     seen: list[Progress] = []
 
