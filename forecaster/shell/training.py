@@ -138,19 +138,22 @@ class Training:
 
     def _listen(self) -> None:
         """Everybody hears everything: when the interval begins anew, and what came of the last retrain."""
+        known = (
+            self.known
+        )  # of what is there at the start, nothing was asked for now: also of its newest part
         for message in self._control.poll():
             match message:
                 case Request(command=Command.RETRAIN):
                     if message.trigger == Trigger.DRIFT and (at_s := number(message, "event_s")) is not None:
                         self.schedule.drifted(at_s)
-                    if self.known:
+                    if known:
                         self.schedule.asked(self._ticks, self._event_s)
                 case Request(command=Command.ANNOTATE):
                     if span_of(message) is None:
                         _log.warning("annotation_refused", id=message.id, sender=message.sender)
                 case Answer() if message.outcome in set(Outcome):
                     self._last = message
-                    if self.known:
+                    if known:
                         self.schedule.ended()
                 case _:
                     pass
