@@ -16,6 +16,7 @@ from forecaster.shell.control import Command, Request
 from forecaster.shell.outputs import prepare_file
 from forecaster.shell.stores import OnFiles
 from forecaster.shell.trainer import Job, Report
+from tests.folds import make_model
 from tests.shell.test_report import study
 
 CSV = "series,ts,value\n" + "".join(f"a,{t},{t % 3}\n" for t in range(50))
@@ -94,6 +95,26 @@ def test_where_nothing_can_be_written_is_said_before_the_work(
         assert isinstance(ended.exception, DataError)
         assert said in str(ended.exception)
     assert worked == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no disk that is always full")
+def test_a_disk_that_is_full_at_the_end_is_said_and_nothing_half_written_stays(
+    ticks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "m.bin"
+    (tmp_path / "m.bin.part").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"m\.bin: cannot be written to: No space left"):
+        stores.Files(OnFiles(ticks=str(ticks), candidate=str(model))).publish(make_model(), "first")
+    assert [path.name for path in tmp_path.iterdir() if path.suffix in {".bin", ".part"}] == []
+
+    def fill(*_: object) -> None:
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            full.write("x")
+
+    monkeypatch.setattr(evaluate, "evaluate", fill)
+    ended = CliRunner().invoke(cli.app, ["backtest", str(ticks), "--out", str(tmp_path / "out")])
+    assert ended.exit_code == 3
+    assert f"{tmp_path / 'out'}: cannot be written to: No space left" in " ".join(ended.output.split())
 
 
 def test_the_folder_of_a_model_is_made(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def backtest(
     settings = load(config)
     from forecaster.shell import report, results
     from forecaster.shell.evaluate import check_names, evaluate, read
-    from forecaster.shell.outputs import prepare_folder
+    from forecaster.shell.outputs import prepare_folder, written_to
     from forecaster.shell.replay import dataset
     from forecaster.shell.terminal import Watch
 
@@ -54,7 +54,7 @@ def backtest(
         if good:
             prepare_folder(folder)
         for path in good:
-            with _told_of(), Watch(err, dataset(path)) as watch:
+            with _told_of(), written_to(folder), Watch(err, dataset(path)) as watch:
                 studies.append(evaluate(path, settings, warm_up, folder, watch))
                 results.write(studies, folder)
                 (folder / "report.html").write_text(report.page(studies), encoding="utf-8")

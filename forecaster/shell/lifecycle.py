@@ -149,6 +149,7 @@ class Lifecycle:
             mend = (
                 "restart with the [model] and tick.covariates that it was trained with, or retrain with yours"
             )
+            self._metrics.models_refused.inc()
             _log.warning("model_does_not_fit", version=model.version, spec=str(model.spec), mend=mend)
 
     def _adapt(self) -> None:

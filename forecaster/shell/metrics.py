@@ -393,7 +393,9 @@ class Metrics:
         )
         self.model_swaps = self._counter("model_swaps", "Times that another model began to serve.")
         self.models_refused = self._counter(
-            "models_refused", "Models on the models topic that were damaged or not understood."
+            "models_refused",
+            "Models on the models topic that were damaged, not understood, or of another horizon, other levels or"
+            " covariates than are configured.",
         )
 
     def _declare_watched(self) -> None:

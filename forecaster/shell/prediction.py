@@ -98,6 +98,8 @@ class Prediction(msgspec.Struct, frozen=True):
 
     def quantile(self, level: float) -> tuple[float, ...]:
         """The forecast at one of the published levels, a value for each step; ValueError where it is none."""
+        if level not in self.levels:
+            raise ValueError(f"{level:g} is none of the published levels: {', '.join(map(str, self.levels))}")
         i = self.levels.index(level)
         return tuple(step[i] for step in self.quantiles)
 

@@ -20,7 +20,7 @@ from forecaster.shell.kafka.log import Log
 from forecaster.shell.models import Models, Refused
 from forecaster.shell.models.codec import MOST_BYTES, parse
 from forecaster.shell.models.convert import from_stored, to_stored
-from forecaster.shell.outputs import prepare_file
+from forecaster.shell.outputs import prepare_file, written_to
 from forecaster.shell.replay import read_ticks
 
 
@@ -111,12 +111,16 @@ class Files:
         return model
 
     def publish(self, model: Model, reason: str) -> None:
-        """Write the model whole, or not at all."""
+        """Write the model whole, or not at all. Raises DataError."""
         del reason
         path = Path(self._job.candidate)
-        unfinished = path.with_suffix(".part")
-        unfinished.write_bytes(to_stored(model).data)
-        unfinished.replace(path)
+        unfinished = path.with_name(f"{path.name}.part")
+        try:
+            with written_to(path):
+                unfinished.write_bytes(to_stored(model).data)
+                unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def newest(there: Mapping[int, tuple[int, int]], most: int) -> dict[int, tuple[int, int]]:

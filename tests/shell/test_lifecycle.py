@@ -7,6 +7,9 @@ import pytest
 from forecaster.config import Config
 from forecaster.shell.lifecycle import Lifecycle
 from forecaster.shell.metrics import Metrics
+from forecaster.shell.models.codec import Serving
+from forecaster.shell.models.convert import to_stored
+from forecaster.shell.models.registry import NowServing
 from forecaster.shell.signals import Signals
 from forecaster.shell.state import StateTopic, Target
 from forecaster.shell.training import Training
@@ -45,3 +48,13 @@ def test_when_a_model_was_made_and_what_it_learned_from_last_are_told_apart(
     assert [
         metrics.registry.get_sample_value(f"forecaster_model_{what}_timestamp_seconds") for what in told
     ] == [made_s, 5.0]
+
+
+def test_a_model_that_cannot_serve_here_is_counted_and_the_one_before_goes_on() -> None:
+    config, fold, metrics = Config(model=SPEC), make_fold(), Metrics(horizon=SPEC.horizon, levels=SPEC.levels)
+    lifecycle = Lifecycle(config, fold, metrics, Training(config, metrics, Signals()))
+    other = make_model("other", spec=SPEC.model_copy(update={"horizon": SPEC.horizon + 1}))
+    lifecycle._serve(NowServing(to_stored(other), Serving("other")))
+    assert metrics.models_refused._value.get() == 1
+    lifecycle.follow(cast("StateTopic", Taken()))
+    assert lifecycle.status()["swaps"] == 0
