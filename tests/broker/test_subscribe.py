@@ -187,7 +187,7 @@ def test_models_are_listed_shown_rolled_back_and_imported(
 ) -> None:
     assert call(monkeypatch, "models", "list") == 0
     assert capsys.readouterr().out == "no model yet\n"
-    assert call(monkeypatch, "models", "show") == 2
+    assert call(monkeypatch, "models", "show") == 3
     topic = Models(at_broker.kafka, at_broker.topics.models)
     for stored in (model("m-1"), model("m-2", parent="m-1")):
         topic.publish(stored)
