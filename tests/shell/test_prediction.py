@@ -97,7 +97,7 @@ def test_what_was_written_can_be_read() -> None:
     assert prediction.series == "a"
     assert prediction.quantile(0.9) == (101.0, 102.0)
     assert prediction.source.offset == 12
-    with pytest.raises(ValueError, match="0.33 is none of the published levels: 0.1, 0.5, 0.9"):
+    with pytest.raises(ValueError, match=r"0\.33 is none of the published levels: 0\.1, 0\.5, 0\.9"):
         prediction.quantile(0.33)
 
 
