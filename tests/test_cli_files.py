@@ -11,7 +11,7 @@ from forecaster.cli import requests
 from forecaster.config import Config
 from forecaster.core.descent import TrainSpec
 from forecaster.errors import ConfigError, DataError
-from forecaster.shell import control, evaluate, stores, trainer
+from forecaster.shell import control, evaluate, results, stores, trainer
 from forecaster.shell.control import Command, Request
 from forecaster.shell.outputs import prepare_file
 from forecaster.shell.stores import OnFiles
@@ -111,10 +111,12 @@ def test_a_disk_that_is_full_at_the_end_is_said_and_nothing_half_written_stays(
         with open("/dev/full", "w", encoding="utf-8") as full:
             full.write("x")
 
-    monkeypatch.setattr(evaluate, "evaluate", fill)
-    ended = CliRunner().invoke(cli.app, ["backtest", str(ticks), "--out", str(tmp_path / "out")])
-    assert ended.exit_code == 3
-    assert f"{tmp_path / 'out'}: cannot be written to: No space left" in " ".join(ended.output.split())
+    for module, fills in ((evaluate, "evaluate"), (results, "write")):
+        monkeypatch.setattr(evaluate, "evaluate", lambda *_: study("ticks"))
+        monkeypatch.setattr(module, fills, fill)
+        ended = CliRunner().invoke(cli.app, ["backtest", str(ticks), "--out", str(tmp_path / "out")])
+        assert ended.exit_code == 3
+        assert f"{tmp_path / 'out'}: cannot be written to: No space left" in " ".join(ended.output.split())
 
 
 def test_the_folder_of_a_model_is_made(tmp_path: Path) -> None:

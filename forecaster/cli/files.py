@@ -55,9 +55,10 @@ def backtest(
             prepare_folder(folder)
         for path in good:
             with _told_of(), written_to(folder), Watch(err, dataset(path)) as watch:
-                studies.append(evaluate(path, settings, warm_up, folder, watch))
-                results.write(studies, folder)
-                (folder / "report.html").write_text(report.page(studies), encoding="utf-8")
+                written = [*studies, evaluate(path, settings, warm_up, folder, watch)]
+                results.write(written, folder)
+                (folder / "report.html").write_text(report.page(written), encoding="utf-8")
+                studies = written  # now that all of it is
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     if studies:

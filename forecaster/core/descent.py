@@ -267,9 +267,8 @@ def _pinball(
     origin = at[:, origins]
     xs, direct = pool.inputs[at], pool.direct[origin]
     if key is not None and spec.noise > 0:
-        own, heads = jax.random.split(
-            jax.random.fold_in(key, shape.layers)
-        )  # the layers draw with those before
+        # The layers draw with the numbers before this one.
+        own, heads = jax.random.split(jax.random.fold_in(key, shape.layers))
         xs = _noisy(xs, params["norm.input_rate"], spec.noise, spec.noise / 2, own)
         direct = _noisy(direct, params["norm.direct_rate"], spec.noise / 3, spec.noise / 2, heads)
     carry = network.initial_carry(shape, len(windows))

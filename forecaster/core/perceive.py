@@ -37,10 +37,10 @@ class Steps(NamedTuple):
 
 
 class Due(NamedTuple):
-    """The forecasts of 1 .. `horizon` steps ago, whose target has come, in scales of their time."""
+    """The forecasts of 1 .. `horizon` steps ago, whose target has come; in scales, but for the first two."""
 
-    origin: Float[Array, "horizon batch"]  # values that they were made from, in units of the value
-    scale: Float[Array, "horizon batch"]  # the same of the scales
+    origin: Float[Array, "horizon batch"]  # the values that they were made from
+    scale: Float[Array, "horizon batch"]  # the scales of that time
     settled: Bool[Array, "horizon batch"]  # whether there is such a forecast, and a tick came for it
     live: Bool[Array, "horizon batch"]  # of these the ones that were published
     actual: Float[Array, "horizon batch"]  # what came

@@ -140,7 +140,7 @@ class Training:
         """Everybody hears everything: when the interval begins anew, and what came of the last retrain."""
         known = (
             self.known
-        )  # of what is there at the start, nothing was asked for now: also of its newest part
+        )  # before: of what is there at the start nothing is asked for now, the newest included
         for message in self._control.poll():
             match message:
                 case Request(command=Command.RETRAIN):
